@@ -1,0 +1,114 @@
+"""The nouns that travel between the rooms: words, examples, batches, features, transcripts. A padded tensor is always
+accompanied by its lengths. Letters: B rows of a batch, N audio samples, T steps in time, H and W pixels, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtsk.scale import Scale
+
+SAMPLE_RATE_HZ = 16_000
+VIDEO_FPS = 25
+MOUTH_SIZE_PX = 96  # height and width of a mouth crop
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and when it was said."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance in memory.
+
+    `waveform` is mono at 16 kHz, `mouth` grey mouth crops at 25 frames a second; one of them may be absent, and they
+    need not last equally long. `words` is empty where the corpus has no word times.
+    """
+
+    id: str
+    waveform: NDArray[np.float32] | None  # (N,), in [-1, 1]
+    mouth: NDArray[np.uint8] | None  # (T, 96, 96)
+    text: str = ""
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded with zeros to the longest. A row without a modality has length 0 there."""
+
+    ids: tuple[str, ...]
+    waveform_BN: Tensor  # float32 in [-1, 1], 16 kHz
+    num_samples_B: Tensor  # int64
+    mouth_BTHW: Tensor  # uint8, 96 x 96, 25 frames/s
+    num_frames_B: Tensor  # int64
+    texts: tuple[str, ...]
+    words: tuple[tuple[Word, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on another device."""
+        return Batch(
+            self.ids,
+            self.waveform_BN.to(device),
+            self.num_samples_B.to(device),
+            self.mouth_BTHW.to(device),
+            self.num_frames_B.to(device),
+            self.texts,
+            self.words,
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder returns: padded features with their lengths. Beyond a row's length the values are zero."""
+
+    values_BTD: Tensor  # float
+    lengths_B: Tensor  # int64, steps in time
+
+    def __post_init__(self) -> None:
+        assert self.values_BTD.ndim == 3, self.values_BTD.shape
+        assert self.lengths_B.shape == self.values_BTD.shape[:1], (self.lengths_B.shape, self.values_BTD.shape)
+
+    def __len__(self) -> int:
+        return self.values_BTD.shape[0]
+
+    def rows(self, index_B: Tensor) -> Features:
+        """The chosen rows, in that order, cut to the longest of them."""
+        lengths_B = self.lengths_B[index_B]
+        return Features(self.values_BTD[index_B, : int(lengths_B.max())], lengths_B)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said in one input at one scale, and what it cost."""
+
+    text: str
+    scale: Scale  # the scale that was used
+    num_tokens: int  # LLM tokens that the media became
+    duration_s: float
+    seconds: dict[str, float]  # stage -> wall time: media, encode, decode
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "text": self.text,
+            "scale": str(self.scale),
+            "num_tokens": self.num_tokens,
+            "duration_s": round(self.duration_s, 3),
+            "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
+            "warnings": list(self.warnings),
+        }
