@@ -1,0 +1,198 @@
+"""The configuration tree: frozen dataclasses, and their strict translation to and from plain values. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import cattrs
+
+from mtsk.scale import Scale, ScaleGrid
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """A frozen Whisper encoder."""
+
+    source: str = "whisper-base"
+    """Name of embedded base weights, folder, or hub id."""
+    window: Literal["real", "30s"] = "real"
+    """Encode the real length, or pad to 30 s and cut, as others' checkpoints were trained. The two are not
+    interchangeable: a model is used as it was trained."""
+
+
+@dataclass(frozen=True)
+class CompactVideoConfig:
+    """A small convolutional lip encoder, trained from scratch (sizes: see model/video_encoder.py)."""
+
+    channels: tuple[int, int, int] = (24, 48, 96)
+    width: int = 256
+    dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4)
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """Compressed features -> LLM embeddings: Linear, ReLU, Linear, with optional normalisation on either side."""
+
+    hidden: int = 1024
+    input_norm: bool = True
+    output_norm: bool = True
+    input_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of the LLM (paper, section 3.3): `ms` one for all scales, `ss` one per scale, `mss` both."""
+
+    strategy: Literal["ms", "ss", "mss"] = "ms"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the shape of a model. Stored in its checkpoint."""
+
+    scales: tuple[Scale, ...]
+    llm: str = "smollm2-135m-instruct"
+    """Name of embedded base weights, folder, or hub id of a causal language model."""
+    audio: AudioEncoderConfig | None = field(default_factory=AudioEncoderConfig)
+    video: CompactVideoConfig | None = field(default_factory=CompactVideoConfig)
+    compression: Literal["average", "stack"] = "average"
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        grid = self.grid
+        if grid.audio_rates and self.audio is None:
+            raise ValueError(f"scales {grid} need sound, but the model has no audio encoder")
+        if grid.video_rates and self.video is None:
+            raise ValueError(f"scales {grid} need lips, but the model has no video encoder")
+
+    @property
+    def grid(self) -> ScaleGrid:
+        """The trained scales, sorted."""
+        return ScaleGrid(self.scales)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training example; every draw comes from a generator keyed by (seed, utterance, view)."""
+
+    noise_prob: float = 0.5
+    """Share of views with babble."""
+    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
+    gain_db: float = 6.0
+    """The waveform's level changes by up to this much either way."""
+    speed: float = 0.08
+    """Sound and lips run up to this share faster or slower, together."""
+    shift_s: float = 0.1
+    """The start is moved by up to this much, sound and lips together."""
+    mouth_shift_px: int = 4
+    mouth_contrast: float = 0.2
+    flip_prob: float = 0.5
+    audio_mask_s: float = 0.0
+    """Longest silent mask, one drawn for each second of sound; 0 for none."""
+    video_mask_s: float = 0.3
+    """Longest frozen stretch of lips, one drawn for each second of video; 0 for none."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up, then cosine to zero."""
+
+    num_steps: int
+    lr: float
+    batch_s: float = 24.0
+    """Seconds of recording in a batch."""
+    warmup_share: float = 0.1
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 5.0
+
+
+@dataclass(frozen=True)
+class VideoStageConfig:
+    """Stage 1: the lip encoder alone, from frame-wise token labels, CTC and optionally Whisper's own features."""
+
+    optim: OptimConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    frame_weight: float = 1.0
+    ctc_weight: float = 0.1
+    distill_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class WarmStartStageConfig:
+    """Stage 2: each projector alone, onto the frozen input embeddings of the LLM. Not in the paper."""
+
+    optim: OptimConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    initial_logit_scale: float = 3.0
+    ctc_weight: float = 0.3
+    ctc_max_token_s: float = 0.1
+    """CTC only where a token covers at most this much time: coarser tokens are fewer than the words need."""
+
+
+@dataclass(frozen=True)
+class JointStageConfig:
+    """Stage 3: adapters and projectors together, at the scales of the grid."""
+
+    optim: OptimConfig
+    """`lr` is that of the adapters."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    projector_lr: float = 1e-4
+    """For the finest rate of a modality."""
+    coarse_projector_lr: float = 5e-4
+    """For the other rates."""
+    scales_per_step: int | None = None
+    """Scales drawn for a step, each as likely; None: all of them, as in the paper."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run: model, stages, and what they share."""
+
+    model: ModelConfig
+    joint: JointStageConfig
+    warm_start: WarmStartStageConfig | None = None
+    video_encoder: VideoStageConfig | None = None
+    seed: int = 1
+    cache_views: int = 0
+    """Augmented views per utterance whose frozen features are cached on disk; 0: fresh views, nothing cached."""
+    save_every: int = 100
+    num_workers: int = 0
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_unstructure_hook(Scale, str)
+    converter.register_structure_hook(Scale, lambda text, _: Scale.parse(text))
+    return converter
+
+
+_CONVERTER = _converter()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values (numbers, text, lists, dicts) of a configuration."""
+    plain = _CONVERTER.unstructure(config)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """A configuration from plain values.
+
+    Raises:
+        ValueError: naming every unknown key, missing key or wrong value with its place in the tree.
+    """
+    try:
+        return _CONVERTER.structure(values, cls)
+    except cattrs.BaseValidationError as error:
+        raise ValueError(f"not a valid {cls.__name__}: " + "; ".join(cattrs.transform_error(error))) from error
