@@ -68,9 +68,10 @@ class Scale:
         return task, self.audio or 0, self.video or 0
 
     @property
-    def audio_only(self) -> Scale | None:
-        """The same audio rate without lips; None if this scale has no sound."""
-        return None if self.audio is None else Scale(audio=self.audio)
+    def parts(self) -> tuple[Scale, ...]:
+        """One scale per modality that this scale has: `a4v2` is `a4` and `v2`."""
+        alone = [] if self.audio is None else [Scale(audio=self.audio)]
+        return tuple(alone if self.video is None else [*alone, Scale(video=self.video)])
 
     @property
     def tokens_per_second(self) -> float:

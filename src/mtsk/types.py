@@ -4,7 +4,9 @@ accompanied by its lengths. Letters: B rows of a batch, N audio samples, T steps
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ class Example:
     mouth: NDArray[np.uint8] | None  # (T, 96, 96)
     text: str = ""
     words: tuple[Word, ...] = ()
+    view: int = 0  # which random variation of the utterance this is
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,15 @@ class Batch:
     num_frames_B: Tensor  # int64
     texts: tuple[str, ...]
     words: tuple[tuple[Word, ...], ...]
+    views: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on another device."""
-        return Batch(
-            self.ids,
-            self.waveform_BN.to(device),
-            self.num_samples_B.to(device),
-            self.mouth_BTHW.to(device),
-            self.num_frames_B.to(device),
-            self.texts,
-            self.words,
-        )
+        names = ("waveform_BN", "num_samples_B", "mouth_BTHW", "num_frames_B")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,9 @@ class Features:
     def __len__(self) -> int:
         return self.values_BTD.shape[0]
 
-    def rows(self, index_B: Tensor) -> Features:
+    def rows(self, rows: Sequence[int]) -> Features:
         """The chosen rows, in that order, cut to the longest of them."""
+        index_B = torch.tensor(rows, device=self.lengths_B.device)
         lengths_B = self.lengths_B[index_B]
         return Features(self.values_BTD[index_B, : int(lengths_B.max())], lengths_B)
 
@@ -112,3 +110,11 @@ class Transcript:
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
             "warnings": list(self.warnings),
         }
+
+
+@dataclass(frozen=True)
+class FaceModels:
+    """The two LiteRT models that find a face and its 468 landmarks."""
+
+    detection: Path
+    landmarks: Path

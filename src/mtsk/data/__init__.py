@@ -1,0 +1,1 @@
+"""Arrays to batches: corpora, preparation, augmentation, data sets, the order of batches."""

@@ -1,0 +1,119 @@
+"""Checkpoints: a folder with `config.json` and `model.safetensors` that holds what was trained, and names the rest.
+
+Base models are referred to by source and hash, so a checkpoint is a few megabytes and knows all of its own settings.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtsk.checkpoints.sources import resolve, source_hash
+from mtsk.config import ModelConfig, from_dict, to_dict
+from mtsk.model.audio_encoder import WhisperAudioEncoder
+from mtsk.model.avsr import AvsrModel
+from mtsk.model.llm import Llm
+from mtsk.model.video_encoder import CompactVideoEncoder
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_FORMAT = 1
+_PACKAGES = ("mtsk", "torch", "transformers")
+
+
+def build_model(config: ModelConfig) -> AvsrModel:
+    """A model with base weights loaded and everything trainable fresh.
+
+    Raises:
+        ValueError: if base weights can't be had; it says where they were looked for.
+    """
+    audio = None if config.audio is None else WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
+    video = None if config.video is None else CompactVideoEncoder(config.video)
+    return AvsrModel(config, Llm.load(resolve(config.llm)), audio, video)
+
+
+def base_sources(config: ModelConfig) -> tuple[str, ...]:
+    """The base weights that a model stands on."""
+    return (config.llm,) if config.audio is None else (config.llm, config.audio.source)
+
+
+def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint of what was trained, in half precision.
+
+    Args:
+        folder: is made if missing.
+        training: how it was trained, for the record.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: _stored(value) for name, value in _trained_state(model).items()}
+    record = {
+        "format": _FORMAT,
+        "model": to_dict(model.config),
+        "base": {source: source_hash(source) for source in base_sources(model.config)},
+        "versions": {package: version(package) for package in _PACKAGES},
+        "training": training,
+    }
+    save_file(tensors, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> AvsrModel:
+    """Reads a checkpoint and the base weights that it names, in float32, in evaluation mode.
+
+    Raises:
+        ValueError: if the folder is no checkpoint, is of a newer format, or stands on other base weights.
+    """
+    record = read_record(folder)
+    config = from_dict(ModelConfig, record["model"])
+    model = build_model(config)
+    for source, expected in record["base"].items():
+        found = source_hash(source)
+        if found != expected:
+            raise ValueError(f"{folder} was trained on {source} with hash {expected}, but the one here has {found}")
+    state = _trained_state(model)
+    tensors = load_file(folder / WEIGHTS_FILE)
+    if set(tensors) != set(state):
+        odd = sorted(set(tensors) ^ set(state))
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {len(odd)} tensors, such as {odd[0]}"
+        )
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(tensors[name])
+    return model.eval()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint.
+
+    Raises:
+        ValueError: if there is none, it is no JSON, or of a newer format.
+    """
+    path = folder / CONFIG_FILE
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is no checkpoint: it has no {' and no '.join(missing)}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if record.get("format") != _FORMAT:
+        raise ValueError(f"{path} has format {record.get('format')!r}; this version of mtsk reads format {_FORMAT}")
+    return record
+
+
+def _trained_state(model: AvsrModel) -> dict[str, Tensor]:
+    """Trained parameters, and the buffers of our own lip encoder (its batch statistics)."""
+    state: dict[str, Tensor] = {name: p.detach() for name, p in model.trained_parameters().items()}
+    if model.video_encoder is not None:
+        state |= {f"video_encoder.{name}": buffer for name, buffer in model.video_encoder.named_buffers()}
+    return state
+
+
+def _stored(value: Tensor) -> Tensor:
+    return value.to("cpu", torch.float16 if value.is_floating_point() else value.dtype).contiguous()

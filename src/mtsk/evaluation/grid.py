@@ -1,0 +1,201 @@
+"""The evaluation grid: every scale at every signal-to-noise ratio, beside baselines on the same utterances."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TextIO, TypeVar
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from mtsk.evaluation.wer import Rate, WordErrors, corpus_rate, word_errors
+from mtsk.scale import Scale
+from mtsk.types import Example
+
+NO_INPUT = "no-input"
+HYPOTHESES_FILE = "hypotheses.jsonl"
+
+Encoded = TypeVar("Encoded")
+
+
+class Recognizer(Protocol[Encoded]):
+    """A model under evaluation. What `encode` returns is its own affair; it is decoded at several scales."""
+
+    def encode(self, examples: Sequence[Example]) -> Encoded:
+        """Encodes the modalities that the examples have, once."""
+        ...
+
+    def decode(self, encoded: Encoded, scale: Scale) -> list[str]:
+        """One text per example."""
+        ...
+
+    def decode_no_input(self, num_texts: int) -> list[str]:
+        """So many texts from the prompt alone: what the model writes without sound and lips."""
+        ...
+
+
+class Peer(Protocol):
+    """Another system, measured on the same utterances. It has no scale."""
+
+    def transcribe(self, examples: Sequence[Example]) -> list[str]:
+        """One text per example, in the spelling of the references (lower case, no punctuation, numbers as words)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What was said in one utterance, and what was recognised."""
+
+    utterance: str
+    reference: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the grid: a scale or a baseline at one noise level."""
+
+    name: str  # the scale, such as a4v2, or the baseline
+    scale: Scale | None  # None for a baseline
+    snr_db: float | None  # None: no noise added
+    rate: Rate
+    hypotheses: tuple[Hypothesis, ...]
+
+
+def evaluate(
+    recognizer: Recognizer[Encoded],
+    dataset_of: Callable[[float | None], Iterable[Sequence[Example]]],
+    scales: Iterable[Scale],
+    snrs_db: Iterable[float | None],
+    *,
+    peers: Mapping[str, Peer] | None = None,
+    out_dir: Path,
+    console: Console | None = None,
+) -> list[Row]:
+    """Measures WER at every scale and SNR, and of the no-input baseline and the peers.
+
+    A batch is encoded once for all scales. Noise touches the sound alone, so lips alone, and no input, are decoded at
+    the first SNR only and stand for the others too. Hypotheses go to `hypotheses.jsonl` in `out_dir` as they come.
+
+    Args:
+        recognizer: the model.
+        dataset_of: the batches of examples at an SNR in dB (None: clean); the same utterances with the same lips.
+        scales: rows of the grid.
+        snrs_db: columns of the grid.
+        peers: name -> another system.
+        out_dir: made if it is missing; an earlier file of hypotheses is replaced.
+        console: for the progress line.
+
+    Returns:
+        One row per (SNR, name): within an SNR the scales as given, then the peers, then no input.
+
+    Raises:
+        ValueError: if there is no SNR, a name or SNR comes twice, an utterance lacks a modality that a scale needs, or
+            the data set is empty.
+    """
+    peers = peers or {}
+    scales, snrs_db = tuple(scales), tuple(snrs_db)
+    _check_grid([*map(str, scales), *peers, NO_INPUT], snrs_db)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with (out_dir / HYPOTHESES_FILE).open("w", encoding="utf-8") as file, Progress(*columns, console=console) as live:
+        task = live.add_task("", total=None)
+        fixed: dict[str, list[Hypothesis]] = {}  # what the noise does not touch
+        for snr_db in snrs_db:
+            column = _Column(snr_db, file, live, task)
+            for name, hypotheses in fixed.items():
+                column.add(name, hypotheses)
+            noisy = [scale for scale in scales if str(scale) not in fixed]
+            for examples in dataset_of(snr_db):
+                _run_scales(recognizer, examples, noisy, column)
+                for name, peer in peers.items():
+                    column.add(name, _pair(examples, peer.transcribe(examples)))
+                if NO_INPUT not in fixed:
+                    column.add(NO_INPUT, _pair(examples, recognizer.decode_no_input(len(examples))))
+            names = {**{str(scale): scale for scale in scales}, **dict.fromkeys((*peers, NO_INPUT))}
+            rows += [column.row(name, scale) for name, scale in names.items()]
+            if not fixed:
+                untouched = [str(scale) for scale in scales if scale.audio is None]
+                fixed = {name: column.hypotheses[name] for name in (*untouched, NO_INPUT)}
+    return rows
+
+
+class _Column:
+    """The hypotheses at one SNR while they come in: kept, written out, and shown."""
+
+    def __init__(self, snr_db: float | None, file: TextIO, live: Progress, task: TaskID) -> None:
+        self.snr_db = snr_db
+        self.hypotheses: dict[str, list[Hypothesis]] = {}
+        self._errors: dict[str, list[WordErrors]] = {}
+        self._file, self._live, self._task = file, live, task
+
+    def add(self, name: str, hypotheses: Sequence[Hypothesis]) -> None:
+        self.hypotheses.setdefault(name, []).extend(hypotheses)
+        for hypothesis in hypotheses:
+            line = {
+                "utterance": hypothesis.utterance,
+                "scale": name,
+                "snr_db": self.snr_db,
+                "reference": hypothesis.reference,
+                "hypothesis": hypothesis.text,
+            }
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()  # a run may take hours: what is there can be read
+        errors = self._errors.setdefault(name, [])
+        errors += [word_errors(hypothesis.reference, hypothesis.text) for hypothesis in hypotheses]
+        num_words = max(1, sum(error.words for error in errors))
+        percent = 100 * sum(error.total for error in errors) / num_words
+        noise = "clean" if self.snr_db is None else f"{self.snr_db:g} dB"
+        self._live.update(self._task, description=f"{noise}  {len(errors)} utterances  {name}  WER {percent:.1f} %")
+
+    def row(self, name: str, scale: Scale | None) -> Row:
+        hypotheses = tuple(self.hypotheses.get(name, ()))
+        rate = corpus_rate([each.reference for each in hypotheses], [each.text for each in hypotheses])
+        return Row(name, scale, self.snr_db, rate, hypotheses)
+
+
+def _run_scales(
+    recognizer: Recognizer[Encoded], examples: Sequence[Example], scales: Sequence[Scale], column: _Column
+) -> None:
+    if not scales:
+        return
+    needs_sound = any(scale.audio is not None for scale in scales)
+    needs_lips = any(scale.video is not None for scale in scales)
+    for example in examples:
+        for scale in scales:
+            _require_modalities(example, scale)
+    # A modality that no scale uses is not encoded.
+    used = [
+        replace(
+            example, waveform=example.waveform if needs_sound else None, mouth=example.mouth if needs_lips else None
+        )
+        for example in examples
+    ]
+    encoded = recognizer.encode(used)
+    for scale in scales:
+        column.add(str(scale), _pair(examples, recognizer.decode(encoded, scale)))
+
+
+def _require_modalities(example: Example, scale: Scale) -> None:
+    if scale.audio is not None and example.waveform is None:
+        raise ValueError(f"scale {scale} needs sound, but utterance {example.id!r} has none")
+    if scale.video is not None and example.mouth is None:
+        raise ValueError(f"scale {scale} needs lips, but utterance {example.id!r} has none")
+
+
+def _pair(examples: Sequence[Example], texts: Sequence[str]) -> list[Hypothesis]:
+    assert len(texts) == len(examples), (len(texts), len(examples))
+    return [Hypothesis(example.id, example.text, text) for example, text in zip(examples, texts, strict=True)]
+
+
+def _check_grid(names: Sequence[str], snrs_db: Sequence[float | None]) -> None:
+    if not snrs_db:
+        raise ValueError("an evaluation needs at least one SNR; None is clean")
+    for what, values in (("scale or baseline", names), ("SNR", snrs_db)):
+        repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
+        if repeated:
+            raise ValueError(f"each {what} may come once; repeated: {', '.join(repeated)}")

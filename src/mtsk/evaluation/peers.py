@@ -1,0 +1,107 @@
+"""Other systems to compare with: Whisper's own decoder."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+from mtsk.types import SAMPLE_RATE_HZ, Example
+
+_WINDOW_S = 30
+# fmt: off
+_BELOW_20 = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]
+# fmt: on
+_TENS = ["-", "-", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor"}
+_LETTERS_OR_DIGITS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
+
+
+class WhisperPeer:
+    """Whisper's own decoder: English, greedy, without timestamps, on input padded to 30 s as it was trained.
+
+    Args:
+        source_path: folder with weights, tokenizer and feature settings, for `from_pretrained`.
+        device: where to run, in fp32.
+    """
+
+    def __init__(self, source_path: Path, device: torch.device | str = "cpu") -> None:
+        # Any: the decorated methods of transformers' models are typed wrongly.
+        model: Any = WhisperForConditionalGeneration
+        self._model = model.from_pretrained(source_path, dtype=torch.float32).to(device).eval()
+        self._features = WhisperFeatureExtractor.from_pretrained(source_path)
+        self._tokenizer = WhisperTokenizer.from_pretrained(source_path)
+        self._device = device
+
+    @torch.inference_mode()
+    def transcribe(self, examples: Sequence[Example]) -> list[str]:
+        """Texts in `spoken_form`, one per example.
+
+        Raises:
+            ValueError: if an example has no sound or lasts longer than 30 s.
+        """
+        waveforms = []
+        for example in examples:
+            if example.waveform is None:
+                raise ValueError(f"Whisper needs sound, but utterance {example.id!r} has none")
+            if len(example.waveform) > _WINDOW_S * SAMPLE_RATE_HZ:
+                duration_s = len(example.waveform) / SAMPLE_RATE_HZ
+                raise ValueError(
+                    f"utterance {example.id!r} lasts {duration_s:.1f} s; Whisper takes up to {_WINDOW_S} s at once"
+                )
+            waveforms.append(example.waveform)
+        inputs = self._features(
+            waveforms, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True
+        ).to(self._device)
+        tokens = self._model.generate(
+            inputs.input_features,
+            attention_mask=inputs.attention_mask,
+            language="en",
+            task="transcribe",
+            return_timestamps=False,
+            do_sample=False,
+            num_beams=1,
+        )
+        return [spoken_form(text) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def spoken_form(text: str) -> str:
+    """Text as the corpora spell it: lower case, no punctuation but apostrophes within words, numbers as words.
+
+    Letters and digits are split, so GRID's "at F2 now." becomes "at f two now". Whole numbers below a million are
+    spelled as cardinals, longer ones digit by digit; "Mr." and the like are written out. Years, ordinals, decimals
+    and signs such as "%" are not read as they were said, and homophones ("see" for the letter c) stay errors.
+
+    Not transformers' EnglishTextNormalizer: it writes numbers as digits and joins them, which turns GRID's "at o two
+    now" into "at 02 now", and it would have to change the references too.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    words = _LETTERS_OR_DIGITS.findall(text)
+    return " ".join(_number(word) if word.isdecimal() else _TITLES.get(word, word) for word in words)
+
+
+def _number(digits: str) -> str:
+    if len(digits) > 6 or (len(digits) > 1 and digits[0] == "0"):
+        return " ".join(_BELOW_20[int(digit)] for digit in digits)
+    return _cardinal(int(digits))
+
+
+def _cardinal(number: int) -> str:
+    if number < 20:
+        return _BELOW_20[number]
+    if number < 100:
+        head, rest = _TENS[number // 10], number % 10
+    elif number < 1000:
+        head, rest = f"{_BELOW_20[number // 100]} hundred", number % 100
+    else:
+        head, rest = f"{_cardinal(number // 1000)} thousand", number % 1000
+    return head if rest == 0 else f"{head} {_cardinal(rest)}"

@@ -1,0 +1,147 @@
+"""The frozen Whisper encoder on the real length of the sound, or on padded 30 s windows.
+
+Letters: B rows, N samples, F mel frames (100 a second), M mel bands, T features (50 a second), D channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WhisperModel
+from transformers.audio_utils import mel_filter_bank
+
+from mtsk.config import AudioEncoderConfig
+from mtsk.model.masking import additive_mask, zero_beyond
+from mtsk.scale import AUDIO_FEATURE_RATE_HZ
+from mtsk.types import SAMPLE_RATE_HZ, Features
+
+FFT_SIZE = 400  # 25 ms
+HOP_SIZE = 160  # 10 ms
+SAMPLES_PER_FEATURE = SAMPLE_RATE_HZ // AUDIO_FEATURE_RATE_HZ  # 320
+WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram of rows of unlike length; each row is as if computed alone.
+
+    Source: Radford et al. 2022 (arXiv 2212.04356), section 2.2; parity with transformers' WhisperFeatureExtractor.
+    """
+
+    window_N: Tensor
+    filters_FM: Tensor
+
+    def __init__(self, num_bands: int) -> None:
+        super().__init__()
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + FFT_SIZE // 2,
+            num_mel_filters=num_bands,
+            min_frequency=0.0,
+            max_frequency=SAMPLE_RATE_HZ / 2,
+            sampling_rate=SAMPLE_RATE_HZ,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("window_N", torch.hann_window(FFT_SIZE), persistent=False)
+        self.register_buffer("filters_FM", torch.from_numpy(filters.astype(np.float32)), persistent=False)
+
+    def forward(self, waveform_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (B, M, F) float32, zero beyond each row's length, and the numbers of frames (samples // 160)."""
+        padded_BN = _reflect(waveform_BN.float(), num_samples_B, FFT_SIZE // 2)
+        window_N, filters_FM = self.window_N.float(), self.filters_FM.float()
+        spectrum = torch.stft(padded_BN, FFT_SIZE, HOP_SIZE, window=window_N, center=False, return_complex=True)
+        power_BMF = torch.einsum("bkf,km->bmf", spectrum[..., :-1].abs().square(), filters_FM)
+        num_frames_B = num_samples_B // HOP_SIZE
+        log_BMF = power_BMF.clamp(min=1e-10).log10()
+        inside_BF = torch.arange(log_BMF.shape[-1], device=log_BMF.device) < num_frames_B[:, None]
+        peak_B = log_BMF.masked_fill(~inside_BF[:, None], -10.0).amax(dim=(1, 2))
+        log_BMF = torch.maximum(log_BMF, peak_B[:, None, None] - 8.0)
+        return (log_BMF + 4.0) / 4.0 * inside_BF[:, None], num_frames_B
+
+
+def _reflect(waveform_BN: Tensor, num_samples_B: Tensor, margin: int) -> Tensor:
+    """Mirrors each row at its own two ends; zeros follow the right mirror."""
+    position_N = torch.arange(-margin, waveform_BN.shape[1] + margin, device=waveform_BN.device).abs()
+    last_B1 = (num_samples_B - 1)[:, None]
+    index_BN = torch.where(position_N > last_B1, 2 * last_B1 - position_N, position_N.expand(len(last_B1), -1))
+    reached_BN = position_N <= last_B1 + margin
+    values_BN = waveform_BN.gather(1, index_BN.clamp(0, waveform_BN.shape[1] - 1))
+    return values_BN * reached_BN
+
+
+class WhisperAudioEncoder(nn.Module):
+    """Waveforms -> features, 50 a second; the last hidden state of a frozen Whisper encoder.
+
+    Args:
+        whisper: any Whisper model of transformers, English-only too.
+        window: `real` encodes the real length with the positions sliced; `30s` pads to 30 s as Whisper was trained,
+            then cuts. The two give different features; a model is used in the mode that it was trained in.
+    """
+
+    def __init__(self, whisper: WhisperModel, window: str) -> None:
+        super().__init__()
+        self.encoder = whisper.get_encoder()
+        self.encoder.requires_grad_(False)
+        self.mel = LogMel(whisper.config.num_mel_bins)
+        self.window = window
+        self.dim: int = whisper.config.d_model
+        self.max_samples: int = whisper.config.max_source_positions * SAMPLES_PER_FEATURE
+        self.eval()
+
+    @classmethod
+    def load(cls, config: AudioEncoderConfig, folder: Path) -> WhisperAudioEncoder:
+        """Reads the weights from a folder in transformers' layout."""
+        return cls(WhisperModel.from_pretrained(folder, dtype=torch.float32), config.window)
+
+    def train(self, mode: bool = True) -> WhisperAudioEncoder:
+        """Stays in evaluation mode: the encoder is frozen."""
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, waveform_BN: Tensor, num_samples_B: Tensor) -> Features:
+        """Encodes each row as if alone. num_features = num_samples // 320.
+
+        Args:
+            waveform_BN: (B, N) float, 16 kHz, zero beyond each row's length.
+            num_samples_B: (B,) int64.
+
+        Raises:
+            ValueError: if a row is longer than the encoder's window (30 s).
+        """
+        longest = int(num_samples_B.max())
+        if longest > self.max_samples:
+            raise ValueError(
+                f"{longest / SAMPLE_RATE_HZ:.1f} s of sound in one segment; the audio encoder takes at most "
+                f"{self.max_samples / SAMPLE_RATE_HZ:.0f} s"
+            )
+        lengths_B = num_samples_B // SAMPLES_PER_FEATURE
+        if self.window == "30s":
+            whole_B = torch.full_like(num_samples_B, self.max_samples)
+            padded_BN = functional.pad(waveform_BN, (0, self.max_samples - waveform_BN.shape[1]))
+            encoded_BTD = self._encode(*self.mel(padded_BN, whole_B))
+        else:
+            # Whole features only: an odd last mel frame would make a feature of 10 ms.
+            whole_B = lengths_B * SAMPLES_PER_FEATURE
+            mel_BMF, num_frames_B = self.mel(waveform_BN[:, :longest], num_samples_B)
+            num_frames_B = torch.minimum(num_frames_B, whole_B // HOP_SIZE)
+            encoded_BTD = self._encode(mel_BMF[..., : int(num_frames_B.max())], num_frames_B)
+        return Features(zero_beyond(encoded_BTD[:, : int(lengths_B.max())], lengths_B), lengths_B)
+
+    def _encode(self, mel_BMF: Tensor, num_frames_B: Tensor) -> Tensor:
+        encoder = self.encoder
+        mel_BMF = zero_beyond(mel_BMF.transpose(1, 2), num_frames_B).transpose(1, 2).to(encoder.conv1.weight.dtype)
+        lengths_B = num_frames_B // 2
+        hidden_BDF = functional.gelu(encoder.conv1(mel_BMF))
+        # The second convolution must see zeros, not what the first made of the padding.
+        hidden_BFD = zero_beyond(hidden_BDF.transpose(1, 2), num_frames_B)
+        hidden_BTD = functional.gelu(encoder.conv2(hidden_BFD.transpose(1, 2))).transpose(1, 2)
+        hidden_BTD = hidden_BTD + encoder.embed_positions.weight[: hidden_BTD.shape[1]]
+        mask = additive_mask(lengths_B, hidden_BTD)
+        for layer in encoder.layers:
+            hidden_BTD = layer(hidden_BTD, mask)
+        normed_BTD: Tensor = encoder.layer_norm(hidden_BTD)
+        return normed_BTD

@@ -1,0 +1,199 @@
+"""The whole model: encoders, compression, projectors, fusion and the adapted LLM. One batch, one scale per row.
+
+Letters: B rows, L label columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtsk.config import ModelConfig
+from mtsk.model.adapters import AdapterBank
+from mtsk.model.audio_encoder import WhisperAudioEncoder
+from mtsk.model.compress import COMPRESSORS
+from mtsk.model.fusion import Fusion, LlmInput, label_columns
+from mtsk.model.llm import Llm
+from mtsk.model.projector import RateProjectors
+from mtsk.model.video_encoder import VideoEncoder
+from mtsk.scale import Scale
+from mtsk.types import Batch, Features
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The features of a batch, before compression; a modality is None where it was not encoded."""
+
+    audio: Features | None
+    video: Features | None
+
+    def num_tokens(self, row: int, scale: Scale) -> int:
+        """LLM tokens that the row's media become at a scale."""
+        audio, video = (0 if part is None else int(part.lengths_B[row]) for part in (self.audio, self.video))
+        return scale.num_tokens(num_audio_features=audio, num_video_features=video)
+
+    def reaches(self, row: int, scale: Scale) -> bool:
+        """Whether the row has at least one token of each modality of the scale."""
+        return all(self.num_tokens(row, part) > 0 for part in scale.parts)
+
+    def rows(self, rows: Sequence[int]) -> Encoded:
+        """The chosen rows."""
+        return Encoded(*(None if part is None else part.rows(rows) for part in (self.audio, self.video)))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits where the labels are."""
+
+    logits_BLV: Tensor
+    labels_BL: Tensor  # int64, -100 where nothing is to be learned
+
+
+class AvsrModel(nn.Module):
+    """Elastic audio-visual recogniser.
+
+    Args:
+        config: decides scales, compression, projectors and adapters.
+        llm: the frozen language model; adapters are attached to it in place.
+        audio_encoder: present if any scale has sound.
+        video_encoder: present if any scale has lips.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        llm: Llm,
+        audio_encoder: WhisperAudioEncoder | None = None,
+        video_encoder: VideoEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = config.grid
+        self._llm = llm
+        self.llm = llm.model
+        self.prompts = llm.prompts
+        self.audio_encoder = audio_encoder
+        self.video_encoder = video_encoder
+        embedding_dim = llm.embedding_VE.shape[1]
+        embedding = embedding_dim, float(llm.embedding_VE.float().std())
+        compressor = COMPRESSORS[config.compression]
+        self.projectors = nn.ModuleDict()
+        for name, encoder, rates in self._modalities():
+            assert encoder is not None, f"the grid has {name} rates, but no {name} encoder was given"
+            self.projectors[name] = RateProjectors(rates, encoder.dim, compressor, embedding, config.projector)
+        self.fusion = Fusion(llm.prompts.vocabulary, *embedding)
+        self.adapters = AdapterBank(self._llm.decoder, config.lora, self.grid)
+        self.eval()
+
+    def _modalities(self) -> Iterable[tuple[str, WhisperAudioEncoder | VideoEncoder | None, tuple[int, ...]]]:
+        both = (
+            ("audio", self.audio_encoder, self.grid.audio_rates),
+            ("video", self.video_encoder, self.grid.video_rates),
+        )
+        return [modality for modality in both if modality[2]]
+
+    def train(self, mode: bool = True) -> AvsrModel:
+        """Adapters and projectors change mode; the encoders are frozen and stay in evaluation mode."""
+        super().train(mode)
+        for encoder in (self.audio_encoder, self.video_encoder):
+            if encoder is not None:
+                encoder.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self._llm.embedding_VE.device
+
+    @property
+    def embedding_VE(self) -> Tensor:
+        """The LLM's frozen input embeddings."""
+        return self._llm.embedding_VE
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that a checkpoint of ours must carry, except buffers: adapters, projectors, delimiters, lips."""
+        frozen = ("llm.", "audio_encoder.")
+        adapters = {id(weight) for weight in self.adapters.parameters()}
+        return {n: p for n, p in self.named_parameters() if id(p) in adapters or not n.startswith(frozen)}
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, scales: Iterable[Scale]) -> Encoded:
+        """Runs the frozen encoders once, only those that the scales need.
+
+        Args:
+            batch: on the model's device.
+            scales: what the features will be used for.
+        """
+        scales = tuple(scales)
+        audio = video = None
+        if self.audio_encoder is not None and any(scale.audio is not None for scale in scales):
+            audio = self.audio_encoder(batch.waveform_BN, batch.num_samples_B)
+        if self.video_encoder is not None and any(scale.video is not None for scale in scales):
+            video = self.video_encoder(batch.mouth_BTHW, batch.num_frames_B)
+        return Encoded(audio, video)
+
+    def forward(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[str]) -> Prediction:
+        """Teacher-forced logits of the transcriptions, at label positions only.
+
+        Args:
+            encoded: features of B rows.
+            scales: one per row; rows may differ.
+            texts: one per row.
+
+        Raises:
+            ValueError: if a scale was not trained, or a row is too short for one token of a modality.
+        """
+        targets = [self.prompts.target(text) for text in texts]
+        labels_BL = label_columns(targets, self.device)
+        inputs = self.embed(encoded, scales, [target[:-1] for target in targets])
+        with self.adapters.select(scales, self.device):
+            hidden_BSE = self._llm.decoder(
+                inputs_embeds=inputs.embeds_BSE, attention_mask=inputs.mask_BS, position_ids=inputs.positions_BS
+            ).last_hidden_state
+            # The last column predicts the end of sequence, which is not part of the input.
+            logits_BLV = self._llm.logits(hidden_BSE[:, -labels_BL.shape[1] :])
+        return Prediction(logits_BLV, labels_BL)
+
+    def embed(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[Sequence[int]]) -> LlmInput:
+        """The LLM's input: each row's media at its scale, the prompt, then the given text tokens.
+
+        Raises:
+            ValueError: if a row is too short for one token of a modality that its scale has.
+        """
+        audio = self._tokens("audio", encoded.audio, [scale.audio for scale in scales])
+        video = self._tokens("video", encoded.video, [scale.video for scale in scales])
+        sequences = []
+        for scale, audio_KE, video_KE, text in zip(scales, audio, video, texts, strict=True):
+            num_audio = None if scale.audio is None else len(audio_KE)
+            num_video = None if scale.video is None else len(video_KE)
+            sequences.append([*self.prompts.prefix(num_audio, num_video), *text])
+        inputs: LlmInput = self.fusion(sequences, audio, video, self.embedding_VE)
+        return inputs
+
+    def _tokens(self, name: str, features: Features | None, rates: Sequence[int | None]) -> list[Tensor]:
+        """For each row its projected tokens (K, E); K = 0 where the rate is None."""
+        tokens = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])] * len(rates)
+        for rate in {rate for rate in rates if rate is not None}:
+            if features is None:
+                raise ValueError(f"the scale needs {name}, which was not encoded")
+            rows = [row for row, its_rate in enumerate(rates) if its_rate == rate]
+            projected = self.projectors[name](features.rows(rows), rate)
+            for i, row in enumerate(rows):
+                length = int(projected.lengths_B[i])
+                if length == 0:
+                    raise ValueError(
+                        f"too short: {int(features.lengths_B[row])} {name} features give no token at rate {rate}"
+                    )
+                tokens[row] = projected.values_BTD[i, :length]
+        return tokens
+
+    def no_input(self, num_rows: int) -> LlmInput:
+        """The prompt alone, for the baseline that hears and sees nothing."""
+        nothing = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])] * num_rows
+        inputs: LlmInput = self.fusion(
+            [self.prompts.prefix(None, None)] * num_rows, nothing, nothing, self.embedding_VE
+        )
+        return inputs

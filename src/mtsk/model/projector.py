@@ -1,0 +1,90 @@
+"""Projectors into the LLM's embedding space: one per modality and rate.
+
+Source: Cappellazzo et al. 2025 (arXiv 2503.06362), section 3.1. Letters: B rows, T steps, K tokens, D channels,
+E embedding width of the LLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mtsk.config import ProjectorConfig
+from mtsk.model.compress import Compressor
+from mtsk.model.masking import zero_beyond
+from mtsk.types import Features
+
+
+class Projector(nn.Module):
+    """Linear, ReLU, Linear, with optional normalisation before and after.
+
+    Args:
+        dim: channels of a compressed feature.
+        embedding_std: standard deviation of the LLM's input embeddings; the output's gain starts there.
+    """
+
+    def __init__(self, dim: int, embedding_dim: int, embedding_std: float, config: ProjectorConfig) -> None:
+        super().__init__()
+        self.input_norm = nn.LayerNorm(dim, elementwise_affine=False) if config.input_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.input_dropout)
+        self.up = nn.Linear(dim, config.hidden)
+        self.down = nn.Linear(config.hidden, embedding_dim)
+        self.output_norm: nn.Module = nn.Identity()
+        if config.output_norm:
+            self.output_norm = nn.LayerNorm(embedding_dim)
+            nn.init.constant_(self.output_norm.weight, embedding_std)
+
+    def forward(self, tokens_BKD: Tensor) -> Tensor:
+        """(B, K, D) -> (B, K, E)."""
+        hidden = torch.relu(self.up(self.dropout(self.input_norm(tokens_BKD))))
+        projected: Tensor = self.output_norm(self.down(hidden))
+        return projected
+
+
+class RateProjectors(nn.Module):
+    """Features of one modality -> LLM embeddings, at any of the trained rates."""
+
+    def __init__(
+        self,
+        rates: Iterable[int],
+        dim: int,
+        compressor: Compressor,
+        embedding: tuple[int, float],
+        config: ProjectorConfig,
+    ) -> None:
+        super().__init__()
+        self._compressor = compressor
+        embedding_dim, embedding_std = embedding
+        self.at_rate = nn.ModuleDict(
+            {str(r): Projector(compressor.width(dim, r), embedding_dim, embedding_std, config) for r in rates}
+        )
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """The trained rates, finest first."""
+        return tuple(sorted(int(rate) for rate in self.at_rate))
+
+    def forward(self, features: Features, rate: int) -> Features:
+        """(B, T, D) -> (B, T // rate, E), zero beyond each row's length."""
+        compressed = self._compressor.compress(features, rate)
+        projected_BKE = self.at_rate[str(rate)](compressed.values_BTD)
+        return Features(zero_beyond(projected_BKE, compressed.lengths_B), compressed.lengths_B)
+
+    @torch.no_grad()
+    def copy_rate(self, finer: int, coarser: int) -> None:
+        """Starts a coarser rate from a finer one; for stacking, the coarser group counts as the mean of finer ones.
+
+        Raises:
+            ValueError: if stacking is used and the coarser rate is no multiple of the finer.
+        """
+        source, target = self.at_rate[str(finer)], self.at_rate[str(coarser)]
+        assert isinstance(source, Projector)
+        assert isinstance(target, Projector)
+        state = {name: value.clone() for name, value in source.state_dict().items()}
+        times, rest = divmod(target.up.in_features, source.up.in_features)
+        if rest:
+            raise ValueError(f"rate {coarser} is no multiple of rate {finer}: stacked projectors can't be copied")
+        state["up.weight"] = state["up.weight"].repeat(1, times) / times
+        target.load_state_dict(state)

@@ -1,0 +1,84 @@
+"""Stage 3: adapters, projectors and delimiters together, at the scales of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtsk.config import JointStageConfig
+from mtsk.model.avsr import AvsrModel
+from mtsk.scale import Scale
+from mtsk.training.objective import backward_scales
+from mtsk.training.optim import ParameterGroup
+from mtsk.training.source import BatchSource, Encoder
+from mtsk.types import Batch
+
+
+class JointStage:
+    """See `trainer.Stage`. The encoders stay frozen.
+
+    Args:
+        validator: figures on the development split, called at the end.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        config: JointStageConfig,
+        model: AvsrModel,
+        *,
+        source: BatchSource,
+        encoder: Encoder,
+        seed: int,
+        validator: Callable[[AvsrModel], dict[str, float]],
+    ) -> None:
+        self.optim = config.optim
+        self._config, self._model = config, model
+        self._source, self._encoder, self._seed, self._validator = source, encoder, seed, validator
+        self.modules: nn.Module = model
+
+    def groups(self) -> list[ParameterGroup]:
+        """Adapters and delimiters; the finest projector of each modality; the other projectors."""
+        trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith("video_encoder.")}
+        grid = self._model.grid
+        finest = {f"projectors.audio.at_rate.{grid.audio_rates[0]}."} if grid.audio_rates else set()
+        finest |= {f"projectors.video.at_rate.{grid.video_rates[0]}."} if grid.video_rates else set()
+        fine = {n: p for n, p in trained.items() if n.startswith(tuple(finest))}
+        coarse = {n: p for n, p in trained.items() if n.startswith("projectors.") and n not in fine}
+        rest = {n: p for n, p in trained.items() if not n.startswith("projectors.")}
+        groups = [
+            ParameterGroup(rest, self.optim.lr),
+            ParameterGroup(fine, self._config.projector_lr),
+            ParameterGroup(coarse, self._config.coarse_projector_lr),
+        ]
+        return [group for group in groups if group.parameters]
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """See `trainer.Stage`."""
+        return self._source.from_step(start_step)
+
+    def backward(self, batch: Batch, step: int) -> dict[str, float]:
+        """The mean loss over the step's scales."""
+        self._model.train()
+        with self._source.accelerator.autocast():
+            encoded = self._encoder(batch)
+        return backward_scales(self._model, encoded, batch.texts, self.scales(step), self._source.accelerator)
+
+    def scales(self, step: int) -> list[Scale]:
+        """All of the grid's, or as many as configured, drawn by step number so that all processes agree."""
+        grid = list(self._model.grid)
+        wanted = self._config.scales_per_step
+        if wanted is None or wanted >= len(grid):
+            return grid
+        drawn = np.random.default_rng((self._seed, step)).choice(len(grid), size=wanted, replace=False)
+        return [grid[i] for i in sorted(drawn)]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Whatever the validator measures."""
+        self._model.eval()
+        return self._validator(self._model)

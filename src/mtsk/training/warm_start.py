@@ -1,0 +1,132 @@
+"""Stage 2: trains each projector alone, so that what it makes of some time is near the embedding of what is said then.
+
+The logit of a token is s * projection . embedding; the blank's embedding and s are learned and then dropped. Not in the
+paper: with random projectors the LLM learns the grammar of the texts long before it listens.
+Letters: B rows, K tokens, C classes, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mtsk.config import WarmStartStageConfig
+from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.model.projector import RateProjectors
+from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ
+from mtsk.training.labels import TimedLabels, Units, greedy_classes, token_error_rate
+from mtsk.training.optim import ParameterGroup
+from mtsk.training.source import BatchSource, Encoder
+from mtsk.types import Batch, Features
+
+_FEATURE_S = {"audio": 1.0 / AUDIO_FEATURE_RATE_HZ, "video": 1.0 / VIDEO_FEATURE_RATE_HZ}
+_LOGIT_SCALE_LR_FACTOR = 5.0
+
+
+class _Reader(nn.Module):
+    """Reads projected tokens as token classes."""
+
+    units_CE: Tensor
+
+    def __init__(self, units_CE: Tensor, logit_scale: float) -> None:
+        super().__init__()
+        self.register_buffer("units_CE", units_CE, persistent=False)
+        self.blank_E = nn.Parameter(torch.zeros_like(units_CE[0]))
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+
+    def forward(self, tokens_BKE: Tensor) -> Tensor:
+        """(B, K, E) -> (B, K, C)."""
+        classes_CE = torch.cat((self.blank_E[None], self.units_CE))
+        logits_BKC: Tensor = self.logit_scale * (tokens_BKE @ classes_CE.T)
+        return logits_BKC
+
+
+def _by_modality(model: AvsrModel) -> list[tuple[str, RateProjectors]]:
+    return [(name, at) for name, at in model.projectors.items() if isinstance(at, RateProjectors)]
+
+
+class _WarmModules(nn.Module):
+    def __init__(self, model: AvsrModel, units: Units, logit_scale: float) -> None:
+        super().__init__()
+        self.projectors = model.projectors
+        units_CE = model.embedding_VE[list(units.token_ids)].detach().float().clone()
+        names = [f"{name}_{rate}" for name, at in _by_modality(model) for rate in at.rates]
+        self.readers = nn.ModuleDict({name: _Reader(units_CE, logit_scale) for name in names})
+
+
+class WarmStartStage:
+    """See `trainer.Stage`. Trains the model's projectors in place, all rates side by side."""
+
+    name = "warm_start"
+
+    def __init__(
+        self, config: WarmStartStageConfig, model: AvsrModel, units: Units, *,
+        source: BatchSource, encoder: Encoder, dev: Callable[[], Iterator[Batch]],
+    ) -> None:  # fmt: skip
+        self.optim = config.optim
+        self.modules: _WarmModules = _WarmModules(model, units, config.initial_logit_scale).to(model.device)
+        self._config, self._model, self._units = config, model, units
+        self._source, self._encoder, self._dev = source, encoder, dev
+
+    def groups(self) -> list[ParameterGroup]:
+        """Projectors and blanks at the stage's rate, the logit scales at five times that."""
+        named = dict(self.modules.named_parameters())
+        scales = {name: p for name, p in named.items() if name.endswith("logit_scale")}
+        others = {name: p for name, p in named.items() if name not in scales}
+        return [
+            ParameterGroup(others, self.optim.lr),
+            ParameterGroup(scales, self.optim.lr * _LOGIT_SCALE_LR_FACTOR, decay=False),
+        ]
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """See `trainer.Stage`."""
+        return self._source.from_step(start_step)
+
+    def backward(self, batch: Batch, step: int) -> dict[str, float]:
+        """Cross-entropy against the share that each token has of each window, plus CTC where windows are short."""
+        del step
+        accelerator = self._source.accelerator
+        self.modules.train()
+        with accelerator.autocast():
+            encoded = self._encoder(batch)
+            read = dict(self._read(encoded))
+        figures = {"tokens": 0.0}
+        total = torch.zeros((), device=self._model.device)
+        for (name, rate), (logits_BKC, tokens) in read.items():
+            window_s = _FEATURE_S[name] * rate
+            labels = self._labels(batch, tokens, window_s)
+            loss = labels.share_loss(logits_BKC)
+            if window_s <= self._config.ctc_max_token_s:
+                loss = loss + self._config.ctc_weight * labels.ctc_loss(logits_BKC, tokens.lengths_B)
+            figures[f"{name[0]}{rate}"] = float(loss)
+            figures["tokens"] += float(tokens.lengths_B.sum())
+            total = total + loss
+        accelerator.backward(total / accelerator.num_processes)
+        return figures
+
+    def _read(self, encoded: Encoded) -> Iterator[tuple[tuple[str, int], tuple[Tensor, Features]]]:
+        for name, features in (("audio", encoded.audio), ("video", encoded.video)):
+            if features is not None:
+                projectors = dict(_by_modality(self._model))[name]
+                for rate in projectors.rates:
+                    tokens = projectors(features, rate)
+                    reader = self.modules.readers[f"{name}_{rate}"]
+                    yield (name, rate), (reader(tokens.values_BTD), tokens)
+
+    def _labels(self, batch: Batch, tokens: Features, window_s: float) -> TimedLabels:
+        lengths, prompts = tokens.lengths_B.tolist(), self._model.prompts
+        return TimedLabels.of(batch.words, batch.texts, self._units, prompts, lengths=lengths, window_s=window_s)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Token error rate of greedy reading, for each projector; of little meaning where windows hold many words."""
+        self.modules.eval()
+        said: list[list[int]] = []
+        read: dict[tuple[str, int], list[list[int]]] = {}
+        for batch in self._dev():
+            said += [self._units.sequence(text, self._model.prompts) for text in batch.texts]
+            for key, (logits_BKC, tokens) in self._read(self._model.encode(batch, self._model.grid)):
+                read.setdefault(key, []).extend(greedy_classes(logits_BKC, tokens.lengths_B))
+        return {f"{name[0]}{rate}": token_error_rate(said, rows) for (name, rate), rows in read.items()}

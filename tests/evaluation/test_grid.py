@@ -1,0 +1,169 @@
+"""The grid with a recogniser whose errors are planted, so that every cell's WER is known."""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mtsk.evaluation.grid import NO_INPUT, Peer, Row, evaluate
+from mtsk.scale import Scale
+from mtsk.types import Example
+
+TEXTS = ("bin blue at f two now", "lay red by g nine again", "set white in z one soon", "place green with o six please")
+WAVEFORM, MOUTH = np.zeros(16_000, np.float32), np.zeros((25, 96, 96), np.uint8)
+A4, A16, V2, A4V2 = (Scale.parse(name) for name in ("a4", "a16", "v2", "a4v2"))
+
+
+def examples_at(snr_db: float | None) -> list[list[Example]]:
+    """Two batches of two; the noise level is written into the waveform, for the recogniser to hear."""
+    level = 0.0 if snr_db is None else 10 ** (-snr_db / 20)
+    examples = [Example(f"u{i}", WAVEFORM + np.float32(level), MOUTH, text) for i, text in enumerate(TEXTS)]
+    return [examples[:2], examples[2:]]
+
+
+class Planted:
+    """Gets the last `wrong[scale]` words of every utterance wrong, one more if it hears noise."""
+
+    def __init__(self, wrong: dict[Scale, int]) -> None:
+        self.wrong = wrong
+        self.encoded: list[Sequence[Example]] = []
+        self.decoded: list[tuple[Scale, tuple[str, ...]]] = []
+
+    def encode(self, examples: Sequence[Example]) -> Sequence[Example]:
+        self.encoded.append(examples)
+        return examples
+
+    def decode(self, encoded: Sequence[Example], scale: Scale) -> list[str]:
+        self.decoded.append((scale, tuple(example.id for example in encoded)))
+        texts = []
+        for example in encoded:
+            noisy = scale.audio is not None and example.waveform is not None and bool(example.waveform.any())
+            num_wrong = self.wrong[scale] + noisy
+            words = example.text.split()
+            texts.append(" ".join(words[: len(words) - num_wrong] + ["wrong"] * num_wrong))
+        return texts
+
+    def decode_no_input(self, num_texts: int) -> list[str]:
+        return ["place green with o six please"] * num_texts
+
+
+class Echo:
+    """A peer that is right about every utterance but the first of each batch, about which it says nothing."""
+
+    def transcribe(self, examples: Sequence[Example]) -> list[str]:
+        return ["", *(example.text for example in examples[1:])]
+
+
+def run(
+    tmp_path: Path,
+    recognizer: Planted,
+    scales: Sequence[Scale],
+    snrs_db: Sequence[float | None] = (None, -5.0),
+    dataset_of: Callable[[float | None], Iterable[Sequence[Example]]] = examples_at,
+    peers: dict[str, Peer] | None = None,
+) -> list[Row]:
+    console = Console(file=io.StringIO())
+    return evaluate(recognizer, dataset_of, scales, snrs_db, peers=peers, out_dir=tmp_path, console=console)
+
+
+def lines_of(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "hypotheses.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_planted_errors_give_the_planted_wer(tmp_path):
+    recognizer = Planted({A4: 1, A16: 2, V2: 3, A4V2: 0})
+    rows = run(tmp_path, recognizer, [A4, A16, V2, A4V2], peers={"echo": Echo()})
+    rates = {(row.name, row.snr_db): row.rate.value for row in rows}
+    for name, clean, noisy in (("a4", 1, 2), ("a16", 2, 3), ("v2", 3, 3), ("a4v2", 0, 1)):
+        assert rates[name, None] == pytest.approx(clean / 6)
+        assert rates[name, -5.0] == pytest.approx(noisy / 6)
+    assert rates["echo", None] == rates["echo", -5.0] == 0.5
+    assert (
+        rates[NO_INPUT, None] == rates[NO_INPUT, -5.0] == 18 / 24
+    )  # the last sentence is right, the others share none
+    assert [row.name for row in rows] == ["a4", "a16", "v2", "a4v2", "echo", NO_INPUT] * 2
+    assert {row.name: row.scale for row in rows} == {
+        **{"a4": A4, "a16": A16, "v2": V2, "a4v2": A4V2},
+        **{"echo": None, NO_INPUT: None},
+    }
+    assert all((row.rate.words, row.rate.utterances) == (24, 4) for row in rows)
+
+
+def test_a_batch_is_encoded_once_for_all_scales(tmp_path):
+    recognizer = Planted({A4: 1, A16: 2, A4V2: 0})
+    run(tmp_path, recognizer, [A4, A16, A4V2])
+    assert len(recognizer.encoded) == 4  # two batches at two SNRs
+
+
+def test_lips_are_decoded_at_one_snr_and_written_for_all(tmp_path):
+    recognizer = Planted({V2: 1})
+    run(tmp_path, recognizer, [V2])
+    assert recognizer.decoded == [(V2, ("u0", "u1")), (V2, ("u2", "u3"))]
+    written = [(line["utterance"], line["snr_db"]) for line in lines_of(tmp_path) if line["scale"] == "v2"]
+    assert written == [(f"u{i}", snr_db) for snr_db in (None, -5.0) for i in range(4)]
+
+
+def test_a_modality_without_a_scale_is_not_encoded(tmp_path):
+    recognizer = Planted({A4: 0})
+    run(tmp_path, recognizer, [A4])
+    assert all(example.mouth is None for examples in recognizer.encoded for example in examples)
+    assert all(example.waveform is not None for examples in recognizer.encoded for example in examples)
+
+
+def test_hypotheses_are_written_as_they_come(tmp_path):
+    seen = []
+
+    def dataset_of(snr_db):
+        for batch in examples_at(snr_db):
+            seen.append(len(lines_of(tmp_path)))
+            yield batch
+
+    run(tmp_path, Planted({A4: 1}), [A4], dataset_of=dataset_of)
+    assert seen == [0, 4, 8 + 4, 8 + 4 + 2]  # a4 and no input per batch; at the second SNR no input is there at once
+    lines = lines_of(tmp_path)
+    assert len(lines) == 16
+    assert lines[0] == {
+        "utterance": "u0",
+        "scale": "a4",
+        "snr_db": None,
+        "reference": "bin blue at f two now",
+        "hypothesis": "bin blue at f two wrong",
+    }
+    assert lines[-1]["snr_db"] == -5.0
+
+
+def test_progress_is_shown(tmp_path):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    evaluate(Planted({A4: 1}), examples_at, [A4], [-5.0], out_dir=tmp_path, console=console)
+    assert "-5 dB" in file.getvalue()
+    assert "4 utterances" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("scale", "lacking", "message"),
+    [(V2, {"mouth": None}, "v2 needs lips, but utterance 'x'"), (A4V2, {"waveform": None}, "a4v2 needs sound")],
+)
+def test_a_lacking_modality_is_an_error(tmp_path, scale, lacking, message):
+    example = Example(**{"id": "x", "waveform": WAVEFORM, "mouth": MOUTH, "text": "a", **lacking})
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, Planted({scale: 0}), [scale], dataset_of=lambda _: [[example]])
+
+
+@pytest.mark.parametrize(
+    ("scales", "snrs_db", "message"),
+    [([A4], [], "at least one SNR"), ([A4, A4], [None], "repeated: a4"), ([A4], [0.0, 0.0], "repeated: 0.0")],
+)
+def test_an_odd_grid_is_refused(tmp_path, scales, snrs_db, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, Planted({A4: 0}), scales, snrs_db)
+
+
+def test_an_empty_data_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="0 utterances"):
+        run(tmp_path, Planted({A4: 0}), [A4], dataset_of=lambda _: [])
