@@ -66,6 +66,7 @@ class PictureReader:
         self._file = file
         rate = file.video.average_rate or file.video.guessed_rate or Fraction(VIDEO_FPS)
         self.frame_s = float(1 / rate) if 1 <= rate <= 1000 else 1 / VIDEO_FPS
+        self._num_read = 0
         self._size: tuple[int, int] | None = None  # width and height before rotation
 
     def read(self, frame: av.VideoFrame) -> tuple[float | None, NDArray[np.uint8]]:
@@ -75,7 +76,8 @@ class PictureReader:
             MediaError: if the picture is too large or cannot be converted.
         """
         time_s = self._file.seconds(frame.pts if frame.pts is not None else frame.dts, frame.time_base)
-        if time_s is not None and time_s > self._file.max_duration_s:
+        self._num_read += 1
+        if (time_s or self._num_read * self.frame_s) > self._file.max_duration_s:
             raise MediaError(
                 f"{self._file.name}: the video is longer than the {self._file.max_duration_s:.0f} s allowed"
             )

@@ -5,6 +5,7 @@ Letters: B rows, N samples, F mel frames (100 a second), M mel bands, T features
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -15,51 +16,47 @@ from transformers import WhisperModel
 from transformers.audio_utils import mel_filter_bank
 
 from mtsk.config import AudioEncoderConfig
-from mtsk.model.masking import additive_mask, zero_beyond
+from mtsk.model.masking import additive_mask, inside, zero_beyond
 from mtsk.scale import AUDIO_FEATURE_RATE_HZ
 from mtsk.types import SAMPLE_RATE_HZ, Features
 
 FFT_SIZE = 400  # 25 ms
 HOP_SIZE = 160  # 10 ms
 SAMPLES_PER_FEATURE = SAMPLE_RATE_HZ // AUDIO_FEATURE_RATE_HZ  # 320
-WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
 
 
-class LogMel(nn.Module):
+@functools.cache
+def _filters(num_bands: int, device: torch.device) -> Tensor:
+    """(201, M) float32, whatever precision the model has."""
+    filters = mel_filter_bank(
+        num_frequency_bins=1 + FFT_SIZE // 2,
+        num_mel_filters=num_bands,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE_HZ / 2,
+        sampling_rate=SAMPLE_RATE_HZ,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters.astype(np.float32)).to(device)
+
+
+def log_mel(waveform_BN: Tensor, num_samples_B: Tensor, num_bands: int) -> tuple[Tensor, Tensor]:
     """Whisper's log-mel spectrogram of rows of unlike length; each row is as if computed alone.
 
     Source: Radford et al. 2022 (arXiv 2212.04356), section 2.2; parity with transformers' WhisperFeatureExtractor.
+
+    Returns:
+        (B, M, F) float32, zero beyond each row's length, and the numbers of frames (samples // 160).
     """
-
-    window_N: Tensor
-    filters_FM: Tensor
-
-    def __init__(self, num_bands: int) -> None:
-        super().__init__()
-        filters = mel_filter_bank(
-            num_frequency_bins=1 + FFT_SIZE // 2,
-            num_mel_filters=num_bands,
-            min_frequency=0.0,
-            max_frequency=SAMPLE_RATE_HZ / 2,
-            sampling_rate=SAMPLE_RATE_HZ,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.register_buffer("window_N", torch.hann_window(FFT_SIZE), persistent=False)
-        self.register_buffer("filters_FM", torch.from_numpy(filters.astype(np.float32)), persistent=False)
-
-    def forward(self, waveform_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (B, M, F) float32, zero beyond each row's length, and the numbers of frames (samples // 160)."""
-        padded_BN = _reflect(waveform_BN.float(), num_samples_B, FFT_SIZE // 2)
-        window_N, filters_FM = self.window_N.float(), self.filters_FM.float()
-        spectrum = torch.stft(padded_BN, FFT_SIZE, HOP_SIZE, window=window_N, center=False, return_complex=True)
-        power_BMF = torch.einsum("bkf,km->bmf", spectrum[..., :-1].abs().square(), filters_FM)
-        num_frames_B = num_samples_B // HOP_SIZE
-        log_BMF = power_BMF.clamp(min=1e-10).log10()
-        inside_BF = torch.arange(log_BMF.shape[-1], device=log_BMF.device) < num_frames_B[:, None]
-        peak_B = log_BMF.masked_fill(~inside_BF[:, None], -10.0).amax(dim=(1, 2))
-        log_BMF = torch.maximum(log_BMF, peak_B[:, None, None] - 8.0)
-        return (log_BMF + 4.0) / 4.0 * inside_BF[:, None], num_frames_B
+    padded_BN = _reflect(waveform_BN.float(), num_samples_B, FFT_SIZE // 2)
+    window = torch.hann_window(FFT_SIZE, device=padded_BN.device)
+    spectrum_BKF = torch.stft(padded_BN, FFT_SIZE, HOP_SIZE, window=window, center=False, return_complex=True)
+    power_BKF = spectrum_BKF[..., :-1].abs().square()
+    log_BMF = (_filters(num_bands, padded_BN.device).T @ power_BKF).clamp(min=1e-10).log10()
+    num_frames_B = num_samples_B // HOP_SIZE
+    inside_B1F = inside(num_frames_B, log_BMF.shape[-1])[:, None]
+    peak_B11 = log_BMF.masked_fill(~inside_B1F, -10.0).amax(dim=(1, 2), keepdim=True)
+    return (torch.maximum(log_BMF, peak_B11 - 8.0) + 4.0) / 4.0 * inside_B1F, num_frames_B
 
 
 def _reflect(waveform_BN: Tensor, num_samples_B: Tensor, margin: int) -> Tensor:
@@ -85,7 +82,7 @@ class WhisperAudioEncoder(nn.Module):
         super().__init__()
         self.encoder = whisper.get_encoder()
         self.encoder.requires_grad_(False)
-        self.mel = LogMel(whisper.config.num_mel_bins)
+        self.num_bands: int = whisper.config.num_mel_bins
         self.window = window
         self.dim: int = whisper.config.d_model
         self.max_samples: int = whisper.config.max_source_positions * SAMPLES_PER_FEATURE
@@ -122,11 +119,11 @@ class WhisperAudioEncoder(nn.Module):
         if self.window == "30s":
             whole_B = torch.full_like(num_samples_B, self.max_samples)
             padded_BN = functional.pad(waveform_BN, (0, self.max_samples - waveform_BN.shape[1]))
-            encoded_BTD = self._encode(*self.mel(padded_BN, whole_B))
+            encoded_BTD = self._encode(*log_mel(padded_BN, whole_B, self.num_bands))
         else:
             # Whole features only: an odd last mel frame would make a feature of 10 ms.
             whole_B = lengths_B * SAMPLES_PER_FEATURE
-            mel_BMF, num_frames_B = self.mel(waveform_BN[:, :longest], num_samples_B)
+            mel_BMF, num_frames_B = log_mel(waveform_BN[:, :longest], num_samples_B, self.num_bands)
             num_frames_B = torch.minimum(num_frames_B, whole_B // HOP_SIZE)
             encoded_BTD = self._encode(mel_BMF[..., : int(num_frames_B.max())], num_frames_B)
         return Features(zero_beyond(encoded_BTD[:, : int(lengths_B.max())], lengths_B), lengths_B)

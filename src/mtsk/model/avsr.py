@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from mtsk.config import ModelConfig
 from mtsk.model.adapters import AdapterBank
@@ -156,6 +157,22 @@ class AvsrModel(nn.Module):
             # The last column predicts the end of sequence, which is not part of the input.
             logits_BLV = self._llm.logits(hidden_BSE[:, -labels_BL.shape[1] :])
         return Prediction(logits_BLV, labels_BL)
+
+    def next_logits(self, inputs: LlmInput, cache: Cache) -> Tensor:
+        """(B, V) logits of the token after the input's last column. Call it within a selection of adapters.
+
+        Args:
+            inputs: the columns that the cache has not seen; its mask covers those before them too.
+            cache: what was read before; is extended.
+        """
+        hidden_BSE = self._llm.decoder(
+            inputs_embeds=inputs.embeds_BSE,
+            attention_mask=inputs.mask_BS,
+            position_ids=inputs.positions_BS,
+            cache=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self._llm.logits(hidden_BSE[:, -1])
 
     def embed(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[Sequence[int]]) -> LlmInput:
         """The LLM's input: each row's media at its scale, the prompt, then the given text tokens.

@@ -1,0 +1,244 @@
+"""The engine: media -> features, once -> text at any trained scale."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtsk.checkpoints.sources import face_models
+from mtsk.checkpoints.store import load_model
+from mtsk.data.collate import collate
+from mtsk.device import best_device, has_bf16
+from mtsk.inference.decoding import greedy
+from mtsk.inference.segments import cut_points
+from mtsk.media import Media, MediaError, MouthTracker, load_media
+from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.scale import Scale, ScaleGrid
+from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Transcript
+
+SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
+_TOKENS_PER_SECOND, _TOKENS_SPARE = 8.0, 16  # fast speech is under 5 words a second; a word is under 1.6 tokens
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Features of some examples, and how long each lasts."""
+
+    features: Encoded
+    durations_s: tuple[float, ...]
+
+
+class Engine:
+    """Transcribes with a loaded model. The public way to one is `mtsk.load`.
+
+    Args:
+        model: in evaluation mode.
+        device: default: an accelerator if there is one.
+        dtype: of the weights; default: bfloat16 where the device computes it, else float32.
+    """
+
+    def __init__(
+        self, model: AvsrModel, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.device = best_device() if device is None else torch.device(device)
+        self.dtype = dtype or (torch.bfloat16 if has_bf16(self.device) else torch.float32)
+        self.model = model.to(self.device, self.dtype).eval()
+        self._trackers: dict[int, MouthTracker] = {}
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Engine:
+        """An engine from a checkpoint folder.
+
+        Raises:
+            ValueError: if it is no checkpoint, or its base weights can't be had.
+        """
+        return cls(load_model(folder), device=device, dtype=dtype)
+
+    @property
+    def grid(self) -> ScaleGrid:
+        """The trained scales."""
+        return self.model.grid
+
+    # Recognition of examples in memory.
+
+    @torch.inference_mode()
+    def encode(self, examples: Sequence[Example]) -> EncodedExamples:
+        """Encodes the modalities that the examples have, once for all scales."""
+        batch = collate(examples).to(self.device)
+        durations_s = tuple(_duration_s(example) for example in examples)
+        has_sound, has_lips = bool(batch.num_samples_B.any()), bool(batch.num_frames_B.any())
+        present = [s for s in self.grid if (has_sound or s.audio is None) and (has_lips or s.video is None)]
+        return EncodedExamples(self.model.encode(batch, present), durations_s)
+
+    def decode(self, encoded: EncodedExamples, scale: Scale) -> list[str]:
+        """One text per example.
+
+        Raises:
+            ValueError: if the scale was not trained, or an example lacks a modality or is too short for a token.
+        """
+        scales = [self.grid.require(scale)] * len(encoded.durations_s)
+        with torch.inference_mode():
+            inputs = self.model.embed(encoded.features, scales, [[]] * len(scales))
+        tokens = greedy(self.model, inputs, scales, [_limit(duration_s) for duration_s in encoded.durations_s])
+        return [self.model.prompts.decode(row) for row in tokens]
+
+    def decode_no_input(self, num_texts: int) -> list[str]:
+        """What the model writes from the prompt alone: a baseline for what its language model guesses."""
+        scales = [self.grid.scales[0]]
+        with torch.inference_mode():
+            inputs = self.model.no_input(1)
+        tokens = greedy(self.model, inputs, scales, [_TOKENS_SPARE])
+        return [self.model.prompts.decode(tokens[0])] * num_texts
+
+    # Recognition of files.
+
+    def transcribe(
+        self, source: str | Path | BinaryIO, scale: str | Scale | None = None, *, face: int = 0
+    ) -> Transcript:
+        """Transcribes a media file at one scale.
+
+        Args:
+            source: path, or a binary file object, of sound or video.
+            scale: such as `a4v2`, `4,2`, `a16`, `v5`; default: the finest for what the file has.
+            face: which face to read, by size, 0 the largest.
+
+        Raises:
+            MediaError: if the file can't be read.
+            ValueError: if the scale was not trained, or needs what the file lacks.
+        """
+        names = ["best"] if scale is None else [str(scale)]
+        return self.transcribe_scales(source, names, face=face)[0]
+
+    def transcribe_scales(
+        self, source: str | Path | BinaryIO, scales: Sequence[str], *, face: int = 0
+    ) -> list[Transcript]:
+        """Transcribes a media file at several scales; it is read and encoded once.
+
+        A scale with sound and lips falls back to one of the two where the other is missing, with a warning.
+
+        Args:
+            source: path, or a binary file object, of sound or video.
+            scales: names of scales; `all` stands for every trained one that the file has the modalities for, `best` for
+                the finest of them.
+            face: which face to read, by size, 0 the largest.
+
+        Raises:
+            MediaError: if the file can't be read.
+            ValueError: if a scale was not trained, or needs what the file lacks.
+        """
+        for name in scales:  # a typing error costs no decoding
+            if name not in ("all", "best"):
+                self.grid.require(Scale.parse(name))
+        started_s = time.perf_counter()
+        media = self._load(source, scales, face)
+        heard = _Heard.of(media)
+        chosen = [pair for name in scales for pair in self._choose(name, heard)]
+        media_s = time.perf_counter() - started_s
+        started_s = time.perf_counter()
+        encoded = self.encode(heard.segments())
+        encode_s = time.perf_counter() - started_s
+        transcripts = []
+        for scale, warnings in chosen:
+            started_s = time.perf_counter()
+            try:
+                text = " ".join(filter(None, self.decode(encoded, scale)))
+            except ValueError as error:
+                raise MediaError(f"{media.name}: {error}") from error
+            seconds = {"media": media_s, "encode": encode_s, "decode": time.perf_counter() - started_s}
+            num_tokens = sum(encoded.features.num_tokens(row, scale) for row in range(len(encoded.durations_s)))
+            warnings = (*media.warnings, *warnings)
+            transcripts.append(Transcript(text, scale, num_tokens, media.duration_s, seconds, warnings))
+        return transcripts
+
+    def _load(self, source: str | Path | BinaryIO, scales: Sequence[str], face: int) -> Media:
+        named = [Scale.parse(name) for name in scales if name not in ("all", "best")]
+        lips = len(named) < len(scales) or any(scale.video is not None for scale in named)
+        return load_media(source, tracker=self._tracker(face) if lips and self.grid.video_rates else None)
+
+    def _tracker(self, face: int) -> MouthTracker:
+        if face not in self._trackers:
+            self._trackers[face] = MouthTracker(face_models(), face=face)
+        return self._trackers[face]
+
+    def _choose(self, name: str, heard: _Heard) -> list[tuple[Scale, tuple[str, ...]]]:
+        """The scales that a name stands for on this input, each with warnings."""
+        if name in ("all", "best"):
+            possible = [scale for scale in self.grid if not heard.lacking(scale)]
+            if not possible:
+                raise MediaError(f"{heard.name}: {heard.what_is_missing()}; this model has the scales {self.grid}")
+            # The grid lists finer rates first, and both modalities last: the best is the first of the richest.
+            best = max(possible, key=lambda scale: len(scale.parts))
+            return [(scale, ()) for scale in (possible if name == "all" else [best])]
+        scale = self.grid.require(Scale.parse(name))
+        lacking = heard.lacking(scale)
+        if not lacking:
+            return [(scale, ())]
+        remaining = [part for part in scale.parts if not heard.lacking(part)]
+        reason = f"{' and '.join(lacking)} for scale {scale}"
+        if not remaining or remaining[0] not in self.grid:
+            raise MediaError(f"{heard.name}: {reason}")
+        return [(remaining[0], (f"{reason}; {remaining[0]} is used",))]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What of a file can be used: sound that is not silent, lips of a face."""
+
+    name: str
+    waveform: NDArray[np.float32] | None
+    mouth: NDArray[np.uint8] | None
+    duration_s: float
+    missing: dict[str, str]  # modality -> why it can't be used
+
+    @classmethod
+    def of(cls, media: Media) -> _Heard:
+        missing = {}
+        waveform, mouth = media.waveform, None
+        if waveform is None:
+            missing["audio"] = "no sound"
+        elif math.sqrt(float(np.square(waveform, dtype=np.float64).mean())) < SILENCE_RMS:
+            waveform, missing["audio"] = None, "the sound is silent"
+        if not media.has_video_stream:
+            missing["video"] = "no video"
+        elif media.mouth is None or media.mouth.num_faces == 0:
+            missing["video"] = "no face"
+        else:
+            mouth = media.mouth.crops_THW
+        return cls(media.name, waveform, mouth, media.duration_s, missing)
+
+    def lacking(self, scale: Scale) -> list[str]:
+        wanted = [name for name, rate in (("audio", scale.audio), ("video", scale.video)) if rate is not None]
+        return [self.missing[name] for name in wanted if name in self.missing]
+
+    def what_is_missing(self) -> str:
+        return " and ".join(self.missing.values())
+
+    def segments(self) -> list[Example]:
+        points = cut_points(self.waveform, self.duration_s)
+        return [self._segment(start_s, end_s) for start_s, end_s in itertools.pairwise(points)]
+
+    def _segment(self, start_s: float, end_s: float) -> Example:
+        samples, frames = (slice(round(start_s * hz), round(end_s * hz)) for hz in (SAMPLE_RATE_HZ, VIDEO_FPS))
+        waveform = None if self.waveform is None else self.waveform[samples]
+        return Example(self.name, waveform, None if self.mouth is None else self.mouth[frames])
+
+
+def _duration_s(example: Example) -> float:
+    num_samples = 0 if example.waveform is None else len(example.waveform)
+    num_frames = 0 if example.mouth is None else len(example.mouth)
+    return max(num_samples / SAMPLE_RATE_HZ, num_frames / VIDEO_FPS)
+
+
+def _limit(duration_s: float) -> int:
+    return _TOKENS_SPARE + math.ceil(duration_s * _TOKENS_PER_SECOND)
