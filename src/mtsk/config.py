@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import cattrs
+from cattrs.v import format_exception
 
 from mtsk.scale import Scale, ScaleGrid
 
@@ -172,8 +173,28 @@ class TrainConfig:
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Scale, str)
-    converter.register_structure_hook(Scale, lambda text, _: Scale.parse(text))
+    converter.register_structure_hook(Scale, lambda text, _: Scale.parse(str(text)))
+    # Left alone, the converter would turn 1.7 into the int 1 and "false" into the bool True.
+    for plain in (bool, int, float, str):
+        converter.register_structure_hook(plain, _plain)
     return converter
+
+
+def _plain(value: Any, wanted: type) -> Any:
+    if type(value) is int and wanted is float:
+        return float(value)
+    if type(value) is not wanted:
+        raise ValueError(f"{value!r} given")
+    return value
+
+
+def _describe(error: BaseException, wanted: type | None) -> str:
+    if type(error) is Exception:  # cattrs says so where a value is none of the allowed words
+        return str(error)
+    if isinstance(error, AttributeError):
+        return "a table of keys and values is needed"
+    description = format_exception(error, wanted)
+    return f"{description}: {error}" if isinstance(error, ValueError) else description
 
 
 _CONVERTER = _converter()
@@ -186,13 +207,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+def from_dict(cls: type[T], values: Any) -> T:
     """A configuration from plain values.
 
     Raises:
         ValueError: naming every unknown key, missing key or wrong value with its place in the tree.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"not a valid {cls.__name__}: {values!r} given, a table of keys and values is needed")
     try:
         return _CONVERTER.structure(values, cls)
     except cattrs.BaseValidationError as error:
-        raise ValueError(f"not a valid {cls.__name__}: " + "; ".join(cattrs.transform_error(error))) from error
+        problems = cattrs.transform_error(error, format_exception=_describe)
+        raise ValueError(f"not a valid {cls.__name__}: " + "; ".join(problems)) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mtsk.evaluation.peers import WhisperPeer, spoken_form
 from mtsk.evaluation.wer import corpus_rate
@@ -67,6 +68,21 @@ def test_whisper_reads_english(peer):
     assert rate.words > 60
     assert rate.value < 0.2  # 9 % on all fifty
     assert peer.transcribe(examples[2:3]) == texts[2:3]  # alone as in a batch
+
+
+@pytest.mark.weights
+def test_whisper_is_cut_where_it_repeats_itself(peer, monkeypatch):
+    """A decoder that never ends: what is left is what the duration allows, alone as beside a longer example."""
+    word = peer._tokenizer.encode(" now", add_special_tokens=False)
+    assert len(word) == 1
+
+    def endless(features, *, max_new_tokens, **kwargs):
+        return torch.tensor([word * max_new_tokens] * len(features))
+
+    monkeypatch.setattr(peer._model, "generate", endless)
+    short, long = (Example("x", np.zeros(seconds * SAMPLE_RATE_HZ, np.float32), None) for seconds in (1, 3))
+    assert peer.transcribe([short, long]) == ["now " * 25 + "now", "now " * 45 + "now"]
+    assert peer.transcribe([short]) == ["now " * 25 + "now"]
 
 
 @pytest.mark.weights

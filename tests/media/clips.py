@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from mtsk.media import MouthTrack, MouthTracker
+from mtsk.media import Media, MouthTrack, MouthTracker, load_media
 
 CLAP_S = 1.2  # a whole number of frames at 25, 30 and 50 a second
 _SIZE = (64, 48)
@@ -40,6 +40,25 @@ class FrameCollector(MouthTracker):
     def track(self, frames: Iterable[NDArray[np.uint8]]) -> MouthTrack:
         self.frames = list(frames)
         return MouthTrack(np.zeros((len(self.frames), 96, 96), np.uint8), len(self.frames), 0, 0, 1)
+
+
+def load_frames(source: Path | BinaryIO) -> list[NDArray[np.uint8]]:
+    """The frames that a tracker would see."""
+    collector = FrameCollector()
+    load_media(source, tracker=collector)
+    return collector.frames
+
+
+def sound_of(media: Media) -> NDArray[np.float32]:
+    """The waveform, which must be there."""
+    assert media.waveform is not None
+    return media.waveform
+
+
+def mouth_of(media: Media) -> MouthTrack:
+    """The mouth track, which must be there."""
+    assert media.mouth is not None
+    return media.mouth
 
 
 def clap_picture(time_s: float) -> NDArray[np.uint8]:
@@ -70,7 +89,7 @@ def write_clip(
         video = None if kind.video is None else _video_stream(container, kind, picture(0.0).shape, rotation)
         audio = None
         if kind.audio is not None:
-            audio = container.add_stream(kind.audio, rate=kind.rate_hz, layout=kind.layout)
+            audio = container.add_stream(kind.audio, rate=kind.rate_hz, layout=kind.layout, options={"strict": "-2"})
         if audio is not None:
             _write_audio(container, audio, kind, duration_s, audio_start_s)
         if video is not None:
@@ -82,10 +101,10 @@ def write_clip(
     return path
 
 
-def flash_and_click_s(frames: list[NDArray[np.uint8]], waveform: NDArray[np.float32]) -> tuple[float, float]:
+def flash_and_click_s(frames: list[NDArray[np.uint8]], media: Media) -> tuple[float, float]:
     """When the flash and the click begin, in seconds."""
     flash = next(index for index, frame in enumerate(frames) if frame.mean() > 128)
-    return flash / 25, int(np.argmax(np.abs(waveform) > 0.2)) / 16_000
+    return flash / 25, int(np.argmax(np.abs(sound_of(media)) > 0.2)) / 16_000
 
 
 def _video_stream(container: Any, kind: Kind, shape: tuple[int, ...], rotation: int) -> Any:
@@ -107,8 +126,8 @@ def _write_audio(container: Any, stream: Any, kind: Kind, duration_s: float, sta
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=kind.layout)
     frame.sample_rate, frame.time_base = kind.rate_hz, Fraction(1, kind.rate_hz)
     frame.pts = round(start_s * kind.rate_hz)
-    for size in (stream.codec_context.frame_size,):
-        resampler = av.AudioResampler(stream.codec_context.format, kind.layout, kind.rate_hz, frame_size=size or 1024)
-        for piece in resampler.resample(frame) + resampler.resample(None):
-            container.mux(stream.encode(piece))
+    context = stream.codec_context
+    resampler = av.AudioResampler(context.format, kind.layout, kind.rate_hz, frame_size=context.frame_size or 1024)
+    for piece in resampler.resample(frame) + resampler.resample(None):
+        container.mux(stream.encode(piece))
     container.mux(stream.encode(None))

@@ -16,9 +16,10 @@ import soundfile
 from lhotse import Recording, RecordingSet
 from numpy.typing import NDArray
 
-from mtsk.data.corpora import MEDIA_SUFFIXES, stable_percent
+from mtsk.data.corpora import stable_percent
 from mtsk.data.workers import Died, map_unordered
 from mtsk.media import MediaError, load_media
+from mtsk.media.files import MEDIA_SUFFIXES
 from mtsk.types import SAMPLE_RATE_HZ
 
 NoiseSplit = Literal["train", "test"]

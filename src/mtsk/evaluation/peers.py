@@ -14,6 +14,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from mtsk.types import SAMPLE_RATE_HZ, Example
 
 _WINDOW_S = 30
+_MAX_TOKENS_PER_S = 10  # speech has 3 to 6
+_MAX_TOKENS_BASE = 16
 # fmt: off
 _BELOW_20 = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -27,6 +29,9 @@ _LETTERS_OR_DIGITS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
 
 class WhisperPeer:
     """Whisper's own decoder: English, greedy, without timestamps, on input padded to 30 s as it was trained.
+
+    In noise it may repeat itself without end, so the text is cut at 10 tokens a second and 16 more, which no speech
+    reaches; its published decoding draws again at random temperatures instead.
 
     Args:
         source_path: folder with weights, tokenizer and feature settings, for `from_pretrained`.
@@ -61,7 +66,8 @@ class WhisperPeer:
         inputs = self._features(
             waveforms, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True
         ).to(self._device)
-        tokens = self._model.generate(
+        max_tokens = [_MAX_TOKENS_BASE + _MAX_TOKENS_PER_S * len(waveform) // SAMPLE_RATE_HZ for waveform in waveforms]
+        tokens_BL = self._model.generate(
             inputs.input_features,
             attention_mask=inputs.attention_mask,
             language="en",
@@ -69,8 +75,12 @@ class WhisperPeer:
             return_timestamps=False,
             do_sample=False,
             num_beams=1,
+            max_new_tokens=max(max_tokens),
         )
-        return [spoken_form(text) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        # Cut row by row, so that a text does not depend on its batch. Every special token lies above the text tokens.
+        end_of_text = self._model.config.eos_token_id
+        rows = [row[row < end_of_text][:limit] for row, limit in zip(tokens_BL, max_tokens, strict=True)]
+        return [spoken_form(text) for text in self._tokenizer.batch_decode(rows)]
 
 
 def spoken_form(text: str) -> str:

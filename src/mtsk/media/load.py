@@ -25,7 +25,7 @@ class Media:
     Attributes:
         name: the path, or what the stream is called.
         waveform: float32 (N,), mono, 16 kHz, in [-1, 1]; None without sound.
-        mouth: the mouth crops; None without video, or if none were asked for.
+        mouth: the mouth crops; None without pictures, or if none were asked for. See `MouthTrack.num_faces`.
         duration_s: the longer of sound and pictures.
         has_video_stream: whether there are pictures, asked for or not.
         warnings: what the user should know, one line each.
@@ -63,7 +63,11 @@ def load_media(
         if tracker is not None and file.video is not None:
             reader = PictureReader(file)
             mouth = tracker.track(resample_to_grid(_timed(file, builder, reader), frame_s=reader.frame_s))
-            _note_faces(file, mouth, tracker.face)
+            if mouth.num_frames:
+                _note_faces(file, mouth, tracker.face)
+            else:
+                mouth = None
+                file.warn("no picture could be decoded")
         elif builder is not None:
             for frame in file.decode(audio=True, video=False):
                 assert isinstance(frame, av.AudioFrame)

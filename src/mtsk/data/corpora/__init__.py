@@ -9,11 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtsk.media.files import MEDIA_SUFFIXES
 from mtsk.types import Word
-
-MEDIA_SUFFIXES = frozenset(
-    ".mp4 .mpg .mpeg .avi .mov .mkv .webm .m4v .ts .wav .flac .mp3 .m4a .ogg .opus .aac".split()  # noqa: SIM905
-)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtsk.data.corpora import MEDIA_SUFFIXES, Corpus, Source, media_files, read_tsv
+from mtsk.data.corpora import Corpus, Source, media_files, read_tsv
+from mtsk.media.files import MEDIA_SUFFIXES
 
 
 def list_sources(src: Path, split: str, table: Path | None = None) -> Corpus:

@@ -1,0 +1,53 @@
+"""`mtsk evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import mtsk
+from mtsk.checkpoints.sources import resolve
+from mtsk.data.dataset import UtteranceDataset, load_cuts
+from mtsk.data.noise import Babble
+from mtsk.evaluation.grid import evaluate
+from mtsk.evaluation.peers import WhisperPeer
+from mtsk.evaluation.report import print_table, write_report
+from mtsk.types import Example
+
+
+def run(
+    data_dir: Path, out_dir: Path, model: str, split: str,
+    scales: Sequence[str], snr: str, peers: Sequence[str], batch: int,
+) -> int:  # fmt: skip
+    """Evaluates, prints the table and writes the report.
+
+    Raises:
+        ValueError: if data, model, scales or noise do not fit.
+    """
+    snrs_db = _parse_snrs(snr)
+    cuts = load_cuts(data_dir, split)
+    babble = Babble.load(data_dir, "test") if any(value is not None for value in snrs_db) else None
+    engine = mtsk.load(model)
+    chosen = engine.grid.select(scales)
+
+    def examples_at(snr_db: float | None) -> Iterator[Sequence[Example]]:
+        dataset = UtteranceDataset(cuts, babble=babble, snr_db=snr_db)
+        for start in range(0, len(dataset), batch):
+            yield [dataset[name, 0] for name in dataset.ids[start : start + batch]]
+
+    console = Console()
+    systems = {name: WhisperPeer(resolve(name), engine.device) for name in peers}
+    rows = evaluate(engine, examples_at, chosen, snrs_db, peers=systems, out_dir=out_dir, console=console)
+    write_report(rows, out_dir)
+    print_table(rows, console)
+    console.print(f"{out_dir}: wer.json, wer.csv, wer.png, hypotheses.jsonl", highlight=False)
+    return 0
+
+
+def _parse_snrs(text: str) -> list[float | None]:
+    try:
+        return [None if part.strip() == "clean" else float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of ratios; write clean,10,0,-5 (dB)") from None

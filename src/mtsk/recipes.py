@@ -1,0 +1,48 @@
+"""Named full configurations: a run is chosen by name, not put together from flags. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mtsk.config import (
+    AugmentConfig,
+    JointStageConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    VideoStageConfig,
+    WarmStartStageConfig,
+)
+from mtsk.scale import ScaleGrid
+
+
+def grid_s1() -> TrainConfig:
+    """The default model: GRID talker s1, sound and lips, {a4, a16} x {v2, v5}, one shared adapter (MS)."""
+    return TrainConfig(
+        model=ModelConfig(scales=ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales),
+        video_encoder=VideoStageConfig(OptimConfig(num_steps=3000, lr=2e-3)),
+        warm_start=WarmStartStageConfig(
+            OptimConfig(num_steps=750, lr=1e-3, batch_s=48.0),
+            augment=AugmentConfig(shift_s=0.16),
+        ),
+        joint=JointStageConfig(
+            OptimConfig(num_steps=240, lr=1e-3, batch_s=48.0, clip_norm=1.0),
+            augment=AugmentConfig(shift_s=0.16),
+            scales_per_step=4,
+        ),
+        seed=1,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"grid-s1": grid_s1}
+
+
+def get_recipe(name: str) -> TrainConfig:
+    """The configuration of that name.
+
+    Raises:
+        ValueError: naming the recipes there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,123 @@
+"""The configuration tree as plain values: it survives JSON, and a wrong value is refused with its place."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mtsk.config import (
+    AudioEncoderConfig,
+    CompactVideoConfig,
+    JointStageConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    ProjectorConfig,
+    TrainConfig,
+    VideoStageConfig,
+    WarmStartStageConfig,
+    from_dict,
+    to_dict,
+)
+from mtsk.scale import ScaleGrid
+
+SCALES = ScaleGrid.joint((4, 16), (2, 5)).scales
+OPTIM = OptimConfig(num_steps=3, lr=1e-3)
+MODEL = ModelConfig(
+    scales=SCALES,
+    llm="somewhere/tiny",
+    audio=AudioEncoderConfig(window="30s"),
+    video=CompactVideoConfig(channels=(1, 2, 3), dilations=(1, 3)),
+    compression="stack",
+    projector=ProjectorConfig(hidden=7, output_norm=False),
+    lora=LoraConfig(strategy="mss", targets=("q_proj",)),
+)
+TRAIN = TrainConfig(
+    model=MODEL,
+    joint=JointStageConfig(OPTIM, scales_per_step=2),
+    warm_start=WarmStartStageConfig(replace(OPTIM, betas=(0.5, 0.75))),
+    video_encoder=VideoStageConfig(OPTIM),
+)
+
+
+@pytest.mark.parametrize("config", [TRAIN, replace(TRAIN, warm_start=None, video_encoder=None)])
+def test_round_trip_through_json(config: TrainConfig) -> None:
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_scales_are_written_as_text() -> None:
+    assert list(to_dict(ModelConfig(scales=SCALES))["scales"]) == [str(scale) for scale in SCALES]
+
+
+def test_sound_alone_needs_no_lips() -> None:
+    config = ModelConfig(scales=ScaleGrid.parse(["a4"]).scales, video=None)
+    assert from_dict(ModelConfig, to_dict(config)) == config
+
+
+def _changed(path: str, value: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(to_dict(TRAIN)))
+    *parents, last = path.split(".")
+    place = plain
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("colour", 1, ["colour", "$"]),
+        ("model.lora.ranks", 1, ["ranks", "$.model.lora"]),
+        ("model.lora.rank", "many", ["$.model.lora.rank"]),
+        ("model.lora.rank", 1.5, ["$.model.lora.rank", "1.5"]),
+        ("model.lora", [], ["$.model.lora", "a table of keys"]),
+        ("model.lora.rank", True, ["$.model.lora.rank", "True"]),
+        ("model.lora.strategy", "msss", ["$.model.lora.strategy", "msss", "'mss'"]),
+        ("model.audio.window", "60s", ["$.model.audio.window", "60s"]),
+        ("model.projector.input_norm", "false", ["$.model.projector.input_norm", "'false'"]),
+        ("model.scales", ["a4", "x4"], ["$.model.scales[1]", "'x4' is not a scale", "a4v2"]),
+        ("model.scales", ["a4", 4], ["$.model.scales[1]", "'4' is not a scale"]),
+        ("model.video", None, ["$.model", "no video encoder"]),
+        ("model.video.dilations", "12", ["$.model.video.dilations"]),
+        ("joint.optim.betas", [0.9], ["$.joint.optim.betas"]),
+        ("seed", None, ["$.seed"]),
+    ],
+)
+def test_wrong_value_is_refused_with_its_place(path: str, value: Any, said: list[str]) -> None:
+    with pytest.raises(ValueError, match="not a valid TrainConfig") as caught:
+        from_dict(TrainConfig, _changed(path, value))
+    for text in said:
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("plain", [[], None, "text"])
+def test_other_than_a_table_is_refused(plain: Any) -> None:
+    with pytest.raises(ValueError, match="a table of keys and values is needed"):
+        from_dict(TrainConfig, plain)
+
+
+def test_missing_key_is_refused_with_its_place() -> None:
+    plain = _changed("seed", 1)
+    del plain["joint"]["optim"]["lr"]
+    with pytest.raises(ValueError, match=r"\$\.joint\.optim\.lr"):
+        from_dict(TrainConfig, plain)
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    plain = _changed("model.lora.ranks", 1) | {"colour": 1}
+    with pytest.raises(ValueError, match=r"ranks.*colour|colour.*ranks"):
+        from_dict(TrainConfig, plain)
+
+
+def test_whole_numbers_do_for_fractions() -> None:
+    changed = from_dict(TrainConfig, _changed("joint.optim.lr", 1))
+    assert changed.joint.optim.lr == 1.0
+    assert isinstance(changed.joint.optim.lr, float)
+
+
+@pytest.mark.parametrize(("scales", "lacking"), [(["a4"], "audio"), (["v2"], "video"), (["a4v2"], "video")])
+def test_a_scale_needs_its_encoder(scales: list[str], lacking: str) -> None:
+    with pytest.raises(ValueError, match=f"the model has no {lacking} encoder"):
+        ModelConfig(scales=ScaleGrid.parse(scales).scales, **{lacking: None})  # type: ignore[arg-type]
