@@ -138,12 +138,6 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "info": info,
 }
-    "transcribe": transcribe,
-    "prepare": prepare,
-    "train": train,
-    "evaluate": evaluate,
-    "info": info,
-}
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ def _reference_encoder(num_features: int) -> Any:
     encoder = copy.deepcopy(tiny_whisper().get_encoder())
     encoder.config.max_source_positions = num_features
     encoder.max_source_positions = num_features
-    encoder.embed_positions.weight.data = encoder.embed_positions.weight.data[:num_features]
+    positions = encoder.embed_positions.weight.data[:num_features]
+    encoder.embed_positions = torch.nn.Embedding.from_pretrained(positions)
     return encoder
 
 

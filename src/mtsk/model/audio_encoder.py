@@ -103,7 +103,7 @@ class WhisperAudioEncoder(nn.Module):
         """Encodes each row as if alone. num_features = num_samples // 320.
 
         Args:
-            waveform_BN: (B, N) float, 16 kHz, zero beyond each row's length.
+            waveform_BN: (B, N) float, 16 kHz; what lies beyond each row's length is not heard.
             num_samples_B: (B,) int64.
 
         Raises:
@@ -116,9 +116,13 @@ class WhisperAudioEncoder(nn.Module):
                 f"{self.max_samples / SAMPLE_RATE_HZ:.0f} s"
             )
         lengths_B = num_samples_B // SAMPLES_PER_FEATURE
+        if not lengths_B.any():
+            nothing_BTD = self.encoder.conv1.weight.new_zeros(len(lengths_B), 0, self.dim)
+            return Features(nothing_BTD, lengths_B)
         if self.window == "30s":
             whole_B = torch.full_like(num_samples_B, self.max_samples)
-            padded_BN = functional.pad(waveform_BN, (0, self.max_samples - waveform_BN.shape[1]))
+            heard_BN = waveform_BN.masked_fill(~inside(num_samples_B, waveform_BN.shape[1]), 0.0)
+            padded_BN = functional.pad(heard_BN, (0, self.max_samples - waveform_BN.shape[1]))
             encoded_BTD = self._encode(*log_mel(padded_BN, whole_B, self.num_bands))
         else:
             # Whole features only: an odd last mel frame would make a feature of 10 ms.

@@ -12,8 +12,8 @@ def inside(lengths_B: Tensor, num_steps: int) -> Tensor:
 
 
 def zero_beyond(values_BTD: Tensor, lengths_B: Tensor) -> Tensor:
-    """The values with zeros beyond each row's length."""
-    return values_BTD * inside(lengths_B, values_BTD.shape[1])[..., None].to(values_BTD.dtype)
+    """The values with zeros beyond each row's length, whatever was there."""
+    return values_BTD.masked_fill(~inside(lengths_B, values_BTD.shape[1])[..., None], 0.0)
 
 
 def additive_mask(lengths_B: Tensor, values_BTD: Tensor) -> Tensor | None:

@@ -63,6 +63,8 @@ class CompactVideoEncoder(VideoEncoder):
 
     def forward(self, mouth_BTHW: Tensor, num_frames_B: Tensor) -> Features:
         """See `VideoEncoder`."""
+        if not num_frames_B.any():
+            return Features(self.norm.weight.new_zeros(len(num_frames_B), 0, self.dim), num_frames_B)
         frames_BTHW = self._normalize(mouth_BTHW[:, : int(num_frames_B.max())])
         real_BT = inside(num_frames_B, frames_BTHW.shape[1])
         frames_BTHW = frames_BTHW * real_BT[..., None, None]
@@ -77,10 +79,10 @@ class CompactVideoEncoder(VideoEncoder):
         return Features(zero_beyond(self.norm(hidden_BTD), num_frames_B), num_frames_B)
 
     def _normalize(self, mouth_BTHW: Tensor) -> Tensor:
-        dtype = self.norm.weight.dtype
-        lips = mouth_BTHW[..., self._CROP_TOP : self._CROP_TOP + self._CROP_HEIGHT, :].to(dtype) / 255.0
+        # In float32: processors have no antialiased resizing in lower precision.
+        lips = mouth_BTHW[..., self._CROP_TOP : self._CROP_TOP + self._CROP_HEIGHT, :].float() / 255.0
         small = functional.interpolate(lips, self._INPUT_SIZE, mode="bilinear", antialias=True, align_corners=False)
-        return (small - PIXEL_MEAN) / PIXEL_STD
+        return ((small - PIXEL_MEAN) / PIXEL_STD).to(self.norm.weight.dtype)
 
 
 class _TemporalBlock(nn.Module):
