@@ -72,9 +72,7 @@ def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator([f" {text}" for text in TEXTS], trainer)
     wrap: Any = PreTrainedTokenizerFast  # has no annotations
-    wrapped: PreTrainedTokenizerFast = wrap(
-        tokenizer_object=tokenizer, bos_token=_BOS if bos else None, eos_token=_EOS
-    )
+    wrapped: PreTrainedTokenizerFast = wrap(tokenizer_object=tokenizer, bos_token=_BOS if bos else None, eos_token=_EOS)
     return wrapped
 
 

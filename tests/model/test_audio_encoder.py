@@ -27,7 +27,8 @@ def _waveforms(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> tuple[Tenso
 
 
 def _reference_mel(waveform: Tensor, padding: str) -> Tensor:
-    extractor: Any = WhisperFeatureExtractor(feature_size=80)
+    extractor_class: Any = WhisperFeatureExtractor  # has no annotations
+    extractor = extractor_class(feature_size=80)
     features = extractor(
         waveform.numpy(), sampling_rate=SAMPLE_RATE_HZ, padding=padding, truncation=False, return_tensors="pt"
     )
@@ -41,7 +42,7 @@ def _reference_encoder(num_features: int) -> Any:
     encoder.config.max_source_positions = num_features
     encoder.max_source_positions = num_features
     positions = encoder.embed_positions.weight.data[:num_features]
-    encoder.embed_positions = torch.nn.Embedding.from_pretrained(positions)
+    encoder.embed_positions = torch.nn.Embedding(num_features, positions.shape[1], _weight=positions)
     return encoder
 
 

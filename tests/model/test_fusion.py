@@ -38,16 +38,17 @@ def test_golden() -> None:
         [0, VIDEO_OPEN, VIDEO, VIDEO, VIDEO_CLOSE, 4],
         [0, AUDIO_OPEN, AUDIO, AUDIO_CLOSE, 2, 3, 4],
     ]
-    audio = [_tokens((0.11, 0.12), (0.13, 0.14)), _tokens(), _tokens((0.31, 0.32))]
-    video = [_tokens((0.51, 0.52)), _tokens((0.61, 0.62), (0.63, 0.64)), _tokens()]
+    audio = [_tokens((0.1, 0.2), (0.3, 0.4)), _tokens(), _tokens((1.5, 1.6))]
+    video = [_tokens((0.5, 0.6)), _tokens((1.1, 1.2), (1.3, 1.4)), _tokens()]
     inputs = _fusion()(sequences, audio, video, TABLE)
-    pad, bos = (0.0, 0.0), (0.0, 0.0)
+    pad, bos, word_2, word_3, word_4, word_5 = (0.0, 0.0), (0.0, 0.0), (2.0, 0.2), (3.0, 0.3), (4.0, 0.4), (5.0, 0.5)
+    a_open, a_close, v_open, v_close = (tuple(row) for row in DELIMITERS.tolist())
     # fmt: off
     expected = [
-        # column 0      1             2             3             4             5             6             7             8             9
-        [bos,         (-1.0, -1.5), (0.11, 0.12), (0.13, 0.14), (-2.0, -2.5), (-3.0, -3.5), (0.51, 0.52), (-4.0, -4.5), (3.0, 0.3),   (5.0, 0.5)],  # noqa: E501
-        [pad,         pad,          pad,          pad,          bos,          (-3.0, -3.5), (0.61, 0.62), (0.63, 0.64), (-4.0, -4.5), (4.0, 0.4)],  # noqa: E501
-        [pad,         pad,          pad,          bos,          (-1.0, -1.5), (0.31, 0.32), (-2.0, -2.5), (2.0, 0.2),   (3.0, 0.3),   (4.0, 0.4)],  # noqa: E501
+        # 0   1       2           3           4        5           6           7           8        9
+        [bos, a_open, (0.1, 0.2), (0.3, 0.4), a_close, v_open,     (0.5, 0.6), v_close,    word_3,  word_5],
+        [pad, pad,    pad,        pad,        bos,     v_open,     (1.1, 1.2), (1.3, 1.4), v_close, word_4],
+        [pad, pad,    pad,        bos,        a_open,  (1.5, 1.6), a_close,    word_2,     word_3,  word_4],
     ]
     mask = [
         [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
@@ -73,7 +74,8 @@ def test_padding_is_zero_even_where_bos_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_audio", "num_video", "name"), [((1, 1), (0, 1), "audio"), ((2, 0), (0, 1), "audio"), ((1, 0), (1, 0), "video")]
+    ("num_audio", "num_video", "name"),
+    [((1, 1), (0, 1), "audio"), ((2, 0), (0, 1), "audio"), ((1, 0), (1, 0), "video")],
 )
 def test_wrong_counts_are_refused(num_audio: tuple[int, int], num_video: tuple[int, int], name: str) -> None:
     """Also where the total is right: the rows would get each other's tokens."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,17 +71,18 @@ def load_model(folder: Path) -> AvsrModel:
     """
     record = read_record(folder)
     config = from_dict(ModelConfig, record["model"])
-    model = build_model(config)
-    for source, expected in record["base"].items():
-        found = source_hash(source)
+    for source in base_sources(config):
+        expected, found = record["base"].get(source), source_hash(source)
         if found != expected:
             raise ValueError(f"{folder} was trained on {source} with hash {expected}, but the one here has {found}")
+    model = build_model(config)
     state = _trained_state(model)
-    tensors = load_file(folder / WEIGHTS_FILE)
-    if set(tensors) != set(state):
-        odd = sorted(set(tensors) ^ set(state))
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    odd = {(name, value.shape) for name, value in tensors.items()} ^ {(n, value.shape) for n, value in state.items()}
+    if odd:
+        names = sorted({name for name, _ in odd})
         raise ValueError(
-            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {len(odd)} tensors, such as {odd[0]}"
+            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {len(names)} tensors, such as {names[0]}"
         )
     with torch.no_grad():
         for name, value in state.items():
@@ -99,12 +101,23 @@ def read_record(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{folder} is no checkpoint: it has no {' and no '.join(missing)}")
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if record.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {record.get('format')!r}; this version of mtsk reads format {_FORMAT}")
-    return record
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != _FORMAT:
+        raise ValueError(f"{path} has format {found!r}; this version of mtsk reads format {_FORMAT}")
+    for key in ("model", "base"):
+        if not isinstance(record.get(key), dict):
+            raise ValueError(f"{path} has no table {key!r}")
+    return dict(record)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
 
 
 def _trained_state(model: AvsrModel) -> dict[str, Tensor]:

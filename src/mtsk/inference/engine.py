@@ -26,6 +26,7 @@ from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Transcript
 
 SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
+_BATCH = 8  # segments; memory does not grow with the length of a file
 _TOKENS_PER_SECOND, _TOKENS_SPARE = 8.0, 16  # fast speech is under 5 words a second; a word is under 1.6 tokens
 
 
@@ -146,17 +147,19 @@ class Engine:
         chosen = [pair for name in scales for pair in self._choose(name, heard)]
         media_s = time.perf_counter() - started_s
         started_s = time.perf_counter()
-        encoded = self.encode(heard.segments())
+        segments = heard.segments()
+        encoded = [self.encode(segments[i : i + _BATCH]) for i in range(0, len(segments), _BATCH)]
         encode_s = time.perf_counter() - started_s
         transcripts = []
         for scale, warnings in chosen:
             started_s = time.perf_counter()
             try:
-                text = " ".join(filter(None, self.decode(encoded, scale)))
+                texts = [text for part in encoded for text in self.decode(part, scale)]
             except ValueError as error:
                 raise MediaError(f"{media.name}: {error}") from error
             seconds = {"media": media_s, "encode": encode_s, "decode": time.perf_counter() - started_s}
-            num_tokens = sum(encoded.features.num_tokens(row, scale) for row in range(len(encoded.durations_s)))
+            num_tokens = sum(p.features.num_tokens(row, scale) for p in encoded for row in range(len(p.durations_s)))
+            text = " ".join(filter(None, texts))
             warnings = (*media.warnings, *warnings)
             transcripts.append(Transcript(text, scale, num_tokens, media.duration_s, seconds, warnings))
         return transcripts
@@ -211,7 +214,7 @@ class _Heard:
             waveform, missing["audio"] = None, "the sound is silent"
         if not media.has_video_stream:
             missing["video"] = "no video"
-        elif media.mouth is None or media.mouth.num_faces == 0:
+        elif media.mouth is None or media.mouth.num_detected == 0:  # also if another face than asked for was seen
             missing["video"] = "no face"
         else:
             mouth = media.mouth.crops_THW

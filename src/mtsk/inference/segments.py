@@ -14,11 +14,12 @@ _WINDOW_S = 0.2
 def cut_points(waveform: NDArray[np.float32] | None, duration_s: float, max_s: float = MAX_SEGMENT_S) -> list[float]:
     """Times in seconds from 0 to the end; neighbours are at most `max_s` apart.
 
-    Each cut lies at the quietest 0.2 s of the second half of what a segment may span; without sound, at its end.
+    Each cut lies at the quietest 0.2 s of the second half of what a segment may span; without sound, at its end. What
+    follows the last cut lasts at least a quarter of `max_s`: a rest of some frames would be too short for a token.
     """
     points = [0.0]
     while duration_s - points[-1] > max_s:
-        low, high = points[-1] + max_s / 2, points[-1] + max_s
+        low, high = points[-1] + max_s / 2, min(points[-1] + max_s, duration_s - max_s / 4)
         points.append(high if waveform is None else _quietest(waveform, low, high))
     return [*points, duration_s]
 

@@ -4,12 +4,14 @@ Some cross-attention heads of Whisper follow the sound; which ones is part of it
 through their average says where each token begins (the method of openai/whisper's `timing.py`). Attention does not see
 pauses, so words are then cut back to where there is sound.
 
-Letters: L layers, H heads (of those chosen), N tokens of the text, P tokens of text and prompt, T encoder steps.
+Letters: L layers, H heads (of those chosen), N tokens of the text, P tokens of text and prompt, T encoder steps, B the
+one row, D channels.
 """
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,9 +57,11 @@ class WhisperAligner:
         if not heads:
             raise ValueError(f"the generation config of {source} has no alignment_heads; Whisper's own models have")
         self._layers, self._heads = (list(numbers) for numbers in zip(*heads, strict=True))
-        # Only the eager attention hands out its weights.
-        model = WhisperModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
-        self._model = model.to(device).eval()  # type: ignore[arg-type]
+        # Only the eager attention hands out its weights; the encoder, where the time goes, has no need of it.
+        encoder: Any = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
+        decoder: Any = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").decoder
+        self._encoder, self._decoder = encoder.to(device).eval(), decoder.to(device).eval()
+        self._max_tokens = int(decoder.config.max_target_positions) - len(_PROMPT)
         self._extract = WhisperFeatureExtractor.from_pretrained(folder)
         self._tokenizer = WhisperTokenizer.from_pretrained(folder)
         self._prompt: list[int] = self._tokenizer.convert_tokens_to_ids(_PROMPT)
@@ -85,7 +89,7 @@ class WhisperAligner:
             return ()
         tokens = [self._tokenizer.encode(" " + word.lower(), add_special_tokens=False) for word in words]
         num_tokens, num_steps = sum(map(len, tokens)), int(np.ceil(duration_s / _STEP_S))
-        max_tokens = min(num_steps, self._model.config.max_target_positions - len(_PROMPT))
+        max_tokens = min(num_steps, self._max_tokens)
         if num_tokens > max_tokens:
             raise ValueError(f"text of {num_tokens} tokens given for {duration_s:.2f} s; at most {max_tokens} fit")
         match_NT = self._match(waveform, [token for word in tokens for token in word])[:, :num_steps]
@@ -103,10 +107,11 @@ class WhisperAligner:
     @torch.inference_mode()
     def _match(self, waveform: Floats, tokens: list[int]) -> Floats:
         """How much each token of the text belongs to each step of the encoder; shape (N, T)."""
-        device = self._model.device
+        device = self._decoder.device
         mel = self._extract(waveform, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
         ids = torch.tensor([[*self._prompt, *tokens]], device=device)
-        output = self._model(mel.to(device), decoder_input_ids=ids, output_attentions=True)
+        encoded_BTD = self._encoder(mel.to(device)).last_hidden_state
+        output = self._decoder(input_ids=ids, encoder_hidden_states=encoded_BTD, output_attentions=True)
         attention_LHPT = torch.stack(output.cross_attentions)[:, 0]
         num_steps = int(np.ceil(len(waveform) / SAMPLE_RATE_HZ / _STEP_S))
         attention_HPT = attention_LHPT[self._layers, self._heads, :, :num_steps]

@@ -1,0 +1,239 @@
+"""The engine: one reading, any scale; fallbacks when sound or lips are missing; long recordings in segments."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from mtsk.checkpoints.store import save_model
+from mtsk.inference import engine as engine_module
+from mtsk.inference.engine import Engine
+from mtsk.media import Media, MediaError, MouthTrack
+from mtsk.scale import Scale
+from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
+from tests.tiny import SCALES, save_tiny_bases, tiny_batch, tiny_example, tiny_examples, tiny_model
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(tiny_model("mss"), device="cpu", dtype=torch.float32)
+
+
+def _media(
+    audio_s: float | None = 2.0, video_s: float | None = 2.0, *, num_faces: int = 1, num_detected: int | None = None
+) -> Media:
+    """What a file of so many seconds would hold."""
+    example = tiny_example("", audio_s, None if video_s is None else round(video_s * VIDEO_FPS))
+    mouth = None
+    if example.mouth is not None:
+        seen = len(example.mouth) if num_faces and num_detected is None else num_detected or 0
+        mouth = MouthTrack(example.mouth, seen, 0, len(example.mouth) - seen, num_faces)
+    return Media("clip.mp4", example.waveform, mouth, max(audio_s or 0.0, video_s or 0.0), video_s is not None)
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Any:
+    """Lets every file hold the given media; returns a list of whether lips were asked for."""
+    asked: list[bool] = []
+
+    def play(media: Media) -> list[bool]:
+        def load(source: object, *, tracker: object) -> Media:
+            asked.append(tracker is not None)
+            return media
+
+        monkeypatch.setattr(engine_module, "load_media", load)
+        monkeypatch.setattr(Engine, "_tracker", lambda self, face: object())
+        return asked
+
+    return play
+
+
+# Examples in memory.
+
+
+def test_a_batch_is_decoded_as_each_alone(engine: Engine) -> None:
+    examples = tiny_examples()
+    encoded = engine.encode(examples)
+    for scale in engine.grid:
+        together = engine.decode(encoded, scale)
+        assert together == [engine.decode(engine.encode([example]), scale)[0] for example in examples]
+        assert all(together)
+
+
+def test_modalities_that_no_example_has_are_not_encoded(engine: Engine) -> None:
+    encoded = engine.encode(tiny_examples(num_frames=(None, None, None)))
+    assert encoded.features.video is None
+    assert encoded.durations_s == (1.31, 0.735, 2.0)
+    assert len(engine.decode(encoded, Scale.parse("a4"))) == 3
+    with pytest.raises(ValueError, match="needs video"):
+        engine.decode(encoded, Scale.parse("a4v2"))
+    with pytest.raises(ValueError, match="a3 was not trained"):
+        engine.decode(encoded, Scale.parse("a3"))
+
+
+def test_no_input_is_one_text_for_all(engine: Engine) -> None:
+    texts = engine.decode_no_input(3)
+    assert len(texts) == 3
+    assert len(set(texts)) == 1
+
+
+def test_half_precision_runs() -> None:
+    engine = Engine(tiny_model("ss"), device="cpu", dtype=torch.bfloat16)
+    assert engine.model.embedding_VE.dtype == torch.bfloat16
+    encoded = engine.encode(tiny_examples())
+    assert all(len(engine.decode(encoded, scale)) == 3 for scale in engine.grid)
+
+
+def test_a_folder_loads(tmp_path: Path) -> None:
+    model = tiny_model(sources=save_tiny_bases(tmp_path))
+    save_model(model, tmp_path / "checkpoint")
+    engine = Engine.load(tmp_path / "checkpoint", device="cpu", dtype=torch.float32)
+    assert engine.grid == model.grid
+    assert not engine.model.training
+    assert len(tiny_batch()) == 3
+
+
+# Files.
+
+
+def test_a_sound_file(engine: Engine, tmp_path: Path) -> None:
+    example = tiny_example("", 2.0, None)
+    assert example.waveform is not None
+    soundfile.write(tmp_path / "clip.wav", example.waveform, SAMPLE_RATE_HZ, subtype="FLOAT")
+    transcripts = engine.transcribe_scales(tmp_path / "clip.wav", ["all"])
+    assert [str(transcript.scale) for transcript in transcripts] == ["a4", "a16"]
+    assert [transcript.num_tokens for transcript in transcripts] == [25, 6]
+    assert all(transcript.duration_s == pytest.approx(2.0) for transcript in transcripts)
+    best = engine.transcribe(tmp_path / "clip.wav")
+    assert (best.scale, best.text, best.warnings) == (Scale(audio=4), transcripts[0].text, ())
+    assert set(best.seconds) == {"media", "encode", "decode"}
+    assert best.text == engine.decode(engine.encode([example]), Scale(audio=4))[0]
+
+
+@pytest.mark.parametrize(
+    ("media", "all_scales", "best"),
+    [
+        (_media(), list(SCALES), "a4v2"),
+        (_media(video_s=None), ["a4", "a16"], "a4"),
+        (_media(audio_s=None), ["v2", "v5"], "v2"),
+        (_media(num_faces=0), ["a4", "a16"], "a4"),
+        (_media(num_detected=0), ["a4", "a16"], "a4"),  # the face that was asked for was never seen
+    ],
+)
+def test_all_and_best_are_what_the_file_allows(
+    engine: Engine, play: Any, media: Media, all_scales: list[str], best: str
+) -> None:
+    play(media)
+    names = [str(transcript.scale) for transcript in engine.transcribe_scales("clip.mp4", ["all", "best"])]
+    assert names == [*all_scales, best]
+
+
+@pytest.mark.parametrize(
+    ("media", "scale", "used", "reason"),
+    [
+        (_media(video_s=None), "a4v2", "a4", "no video"),
+        (_media(num_faces=0), "a16v5", "a16", "no face"),
+        (_media(audio_s=None), "a4v2", "v2", "no sound"),
+    ],
+)
+def test_a_missing_modality_falls_back_with_a_warning(
+    engine: Engine, play: Any, media: Media, scale: str, used: str, reason: str
+) -> None:
+    play(media)
+    transcript = engine.transcribe("clip.mp4", scale)
+    assert str(transcript.scale) == used
+    assert transcript.warnings == (f"{reason} for scale {scale}; {used} is used",)
+    assert transcript.text == engine.transcribe("clip.mp4", used).text
+
+
+@pytest.mark.parametrize(
+    ("media", "scale", "said"),
+    [
+        (_media(video_s=None), "v2", r"clip\.mp4: no video for scale v2"),
+        (_media(audio_s=None), "a4", r"clip\.mp4: no sound for scale a4"),
+        (_media(audio_s=None, num_faces=0), "a4v2", r"clip\.mp4: no sound and no face for scale a4v2"),
+        (_media(audio_s=None, num_faces=0), "best", r"clip\.mp4: no sound and no face; this model has the scales a4"),
+        (_media(audio_s=0.2, video_s=None), "a16", r"clip\.mp4: too short: 10 audio features give no token at rate 16"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(engine: Engine, play: Any, media: Media, scale: str, said: str) -> None:
+    play(media)
+    with pytest.raises(MediaError, match=said):
+        engine.transcribe_scales("clip.mp4", [scale])
+
+
+def test_digital_silence_counts_as_no_sound(engine: Engine, play: Any) -> None:
+    media = _media()
+    assert media.waveform is not None
+    media.waveform[:] = 1e-6
+    play(media)
+    transcript = engine.transcribe("clip.mp4", "a4v2")
+    assert transcript.warnings == ("the sound is silent for scale a4v2; v2 is used",)
+    with pytest.raises(MediaError, match="the sound is silent"):
+        engine.transcribe("clip.mp4", "a4")
+
+
+def test_a_typing_error_costs_no_decoding(engine: Engine, play: Any) -> None:
+    asked = play(_media())
+    for name, said in (("a5", "a5 was not trained"), ("nonsense", "is not a scale")):
+        with pytest.raises(ValueError, match=said):
+            engine.transcribe_scales("clip.mp4", ["a4", name])
+    assert asked == []
+
+
+def test_lips_are_looked_for_only_where_a_scale_wants_them(engine: Engine, play: Any) -> None:
+    asked = play(_media())
+    for names in (["a4"], ["a4", "a16"], ["a4", "v2"], ["best"], ["all"]):
+        engine.transcribe_scales("clip.mp4", names)
+    assert asked == [False, False, True, True, True]
+
+
+# Long recordings.
+
+
+def _quiet_between(media: Media, at_s: float) -> NDArray[np.float32]:
+    assert media.waveform is not None
+    media.waveform[round((at_s - 0.3) * SAMPLE_RATE_HZ) : round((at_s + 0.3) * SAMPLE_RATE_HZ)] *= 1e-4
+    return media.waveform
+
+
+def test_a_long_recording_is_its_segments_one_after_the_other(engine: Engine, play: Any) -> None:
+    media = _media(20.0, 20.0)
+    waveform = _quiet_between(media, 12.0)
+    play(media)
+    whole = engine.transcribe("clip.mp4", "a16v5")
+    scale = Scale.parse("a16v5")
+    encoded = [engine.encode([part]) for part in engine_module._Heard.of(media).segments()]
+    assert len(encoded) == 2
+    assert encoded[0].durations_s[0] == pytest.approx(12.0, abs=0.3)
+    assert whole.text == " ".join(engine.decode(part, scale)[0] for part in encoded)
+    assert whole.num_tokens == sum(part.features.num_tokens(0, scale) for part in encoded)
+    assert whole.duration_s == 20.0
+    assert len(waveform) == 20 * SAMPLE_RATE_HZ
+
+
+def test_many_segments_do_not_become_one_huge_batch(engine: Engine, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory must not grow with the length of the file."""
+    sizes: list[int] = []
+    encode = Engine.encode
+
+    def spy(self: Engine, examples: Any) -> Any:
+        sizes.append(len(examples))
+        return encode(self, examples)
+
+    monkeypatch.setattr(Engine, "encode", spy)
+    monkeypatch.setattr(engine_module, "_limit", lambda duration_s: 1)
+    play(_media(20 * 16.0, None))
+    transcript = engine.transcribe("clip.mp4", "a16")
+    assert sum(sizes) >= 20
+    assert max(sizes) <= 8
+    assert len(transcript.text.split()) >= 1
+
+
+def test_lips_one_frame_longer_than_a_segment(engine: Engine, play: Any) -> None:
+    play(_media(None, 16.04))
+    assert engine.transcribe("clip.mp4", "v5").num_tokens == 401 // 5
