@@ -157,7 +157,8 @@ def test_a_missing_modality_falls_back_with_a_warning(
         (_media(audio_s=None), "a4", r"clip\.mp4: no sound for scale a4"),
         (_media(audio_s=None, num_faces=0), "a4v2", r"clip\.mp4: no sound and no face for scale a4v2"),
         (_media(audio_s=None, num_faces=0), "best", r"clip\.mp4: no sound and no face; this model has the scales a4"),
-        (_media(audio_s=0.2, video_s=None), "a16", r"clip\.mp4: too short: 10 audio features give no token at rate 16"),
+        (_media(audio_s=0.2, video_s=None), "a16", r"clip\.mp4: 0\.20 s is too short"),
+        (_media(audio_s=0.3, video_s=None), "a16", r"clip\.mp4: 0\.30 s is too short for a token at scale a16"),
     ],
 )
 def test_what_cannot_be_read_is_refused(engine: Engine, play: Any, media: Media, scale: str, said: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from mtsk.checkpoints.sources import resolve, source_hash
 from mtsk.config import ModelConfig, from_dict, to_dict
@@ -33,6 +34,8 @@ def build_model(config: ModelConfig) -> AvsrModel:
     Raises:
         ValueError: if base weights can't be had; it says where they were looked for.
     """
+    # transformers draws a progress bar for every part that it loads; ours take a second.
+    disable_progress_bar()
     audio = None if config.audio is None else WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
     video = None if config.video is None else CompactVideoEncoder(config.video)
     return AvsrModel(config, Llm.load(resolve(config.llm)), audio, video)
@@ -47,7 +50,7 @@ def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | Non
     """Writes a checkpoint of what was trained, in half precision.
 
     Args:
-        folder: is made if missing.
+        folder: is made if missing; its two files are replaced one after the other, the weights first.
         training: how it was trained, for the record.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +62,11 @@ def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | Non
         "versions": {package: version(package) for package in _PACKAGES},
         "training": training,
     }
-    save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    weights, config = (folder / f"{name}.tmp" for name in (WEIGHTS_FILE, CONFIG_FILE))
+    save_file(tensors, weights)
+    config.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    weights.replace(folder / WEIGHTS_FILE)
+    config.replace(folder / CONFIG_FILE)
 
 
 def load_model(folder: Path) -> AvsrModel:

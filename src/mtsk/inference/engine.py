@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -25,6 +26,7 @@ from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Transcript
 
+MIN_DURATION_S = 0.25  # nothing is said in less; a model would make something up
 SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
 _BATCH = 8  # segments; memory does not grow with the length of a file
 _TOKENS_PER_SECOND, _TOKENS_SPARE = 8.0, 16  # fast speech is under 5 words a second; a word is under 1.6 tokens
@@ -36,6 +38,9 @@ class EncodedExamples:
 
     features: Encoded
     durations_s: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.durations_s)
 
 
 class Engine:
@@ -88,10 +93,12 @@ class Engine:
         Raises:
             ValueError: if the scale was not trained, or an example lacks a modality or is too short for a token.
         """
-        scales = [self.grid.require(scale)] * len(encoded.durations_s)
+        return self._decode_rows(encoded.features, [self.grid.require(scale)] * len(encoded), encoded.durations_s)
+
+    def _decode_rows(self, features: Encoded, scales: Sequence[Scale], durations_s: Sequence[float]) -> list[str]:
         with torch.inference_mode():
-            inputs = self.model.embed(encoded.features, scales, [[]] * len(scales))
-        tokens = greedy(self.model, inputs, scales, [_limit(duration_s) for duration_s in encoded.durations_s])
+            inputs = self.model.embed(features, scales, [[]] * len(scales))
+        tokens = greedy(self.model, inputs, scales, [_limit(duration_s) for duration_s in durations_s])
         return [self.model.prompts.decode(row) for row in tokens]
 
     def decode_no_input(self, num_texts: int) -> list[str]:
@@ -143,6 +150,10 @@ class Engine:
                 self.grid.require(Scale.parse(name))
         started_s = time.perf_counter()
         media = self._load(source, scales, face)
+        if media.duration_s < MIN_DURATION_S:
+            raise MediaError(
+                f"{media.name}: {media.duration_s:.2f} s is too short; at least {MIN_DURATION_S} s is needed"
+            )
         heard = _Heard.of(media)
         chosen = [pair for name in scales for pair in self._choose(name, heard)]
         media_s = time.perf_counter() - started_s
@@ -153,16 +164,31 @@ class Engine:
         transcripts = []
         for scale, warnings in chosen:
             started_s = time.perf_counter()
-            try:
-                texts = [text for part in encoded for text in self.decode(part, scale)]
-            except ValueError as error:
-                raise MediaError(f"{media.name}: {error}") from error
+            texts, num_tokens = self._decode_segments(encoded, scale)
+            if num_tokens == 0:
+                raise MediaError(f"{media.name}: {media.duration_s:.2f} s is too short for a token at scale {scale}")
             seconds = {"media": media_s, "encode": encode_s, "decode": time.perf_counter() - started_s}
-            num_tokens = sum(p.features.num_tokens(row, scale) for p in encoded for row in range(len(p.durations_s)))
             text = " ".join(filter(None, texts))
             warnings = (*media.warnings, *warnings)
             transcripts.append(Transcript(text, scale, num_tokens, media.duration_s, seconds, warnings))
         return transcripts
+
+    def _decode_segments(self, encoded: Sequence[EncodedExamples], scale: Scale) -> tuple[list[str], int]:
+        """Texts and number of LLM tokens. A segment where one modality has ended is decoded by the other alone."""
+        texts: list[str] = []
+        num_tokens = 0
+        for part in encoded:
+            features = part.features
+            ladder = [scale, *(alone for alone in scale.parts if alone in self.grid)]
+            usable = {
+                row: next(filter(functools.partial(features.reaches, row), ladder), None) for row in range(len(part))
+            }
+            of_row = {row: its_scale for row, its_scale in usable.items() if its_scale is not None}
+            if of_row:
+                durations_s = [part.durations_s[row] for row in of_row]
+                texts += self._decode_rows(features.rows(list(of_row)), list(of_row.values()), durations_s)
+                num_tokens += sum(features.num_tokens(row, its_scale) for row, its_scale in of_row.items())
+        return texts, num_tokens
 
     def _load(self, source: str | Path | BinaryIO, scales: Sequence[str], face: int) -> Media:
         named = [Scale.parse(name) for name in scales if name not in ("all", "best")]

@@ -201,9 +201,8 @@ class AvsrModel(nn.Module):
             for i, row in enumerate(rows):
                 length = int(projected.lengths_B[i])
                 if length == 0:
-                    raise ValueError(
-                        f"too short: {int(features.lengths_B[row])} {name} features give no token at rate {rate}"
-                    )
+                    num_features = int(features.lengths_B[row])
+                    raise ValueError(f"too short: {num_features} {name} features give no token at rate {rate}")
                 tokens[row] = projected.values_BTD[i, :length]
         return tokens
 
