@@ -57,7 +57,8 @@ def model_folder(model: str | Path) -> Path:
     if Path(model).is_dir():
         return Path(model)
     names = sorted({path.parent.name for home in homes for path in home.glob("*/config.json")})
-    raise ValueError(f"no model {str(model)!r}; there are: {', '.join(names)}; or give a checkpoint folder")
+    allowed = f"a checkpoint folder, or one of: {', '.join(names)}" if names else "a checkpoint folder"
+    raise ValueError(f"no model {str(model)!r}; allowed is {allowed}")
 
 
 def __getattr__(name: str) -> Any:

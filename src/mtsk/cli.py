@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from mtsk import DEFAULT_MODEL, __version__
 
-_OutDir = Annotated[Path | None, arg(aliases=["-o"])]
+_INTERRUPTED, _PIPE_CLOSED = 128 + 2, 128 + 13  # as shells call what SIGINT and SIGPIPE ended
+
+_OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+_OptionalOutDir = Annotated[Path | None, arg(aliases=["-o"], metavar="FOLDER", help_behavior_hint="")]
+_Scales = Annotated[tuple[str, ...], arg(metavar="SCALE...")]
+_Model = Annotated[str, arg(metavar="MODEL")]
 
 
 def transcribe(
-    files: Positional[tuple[Path, ...]],
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")],
     /,
-    scale: tuple[str, ...] = ("best",),
-    output_dir: _OutDir = None,
-    formats: Annotated[str, arg(aliases=["-f"])] = "",
-    model: str = DEFAULT_MODEL,
+    scale: _Scales = ("best",),
+    output_dir: _OptionalOutDir = None,
+    formats: Annotated[str, arg(aliases=["-f"], metavar="txt,json", help_behavior_hint="")] = "",
+    model: _Model = DEFAULT_MODEL,
     face: int = 0,
 ) -> int:
-    """Write what is said in media files or folders of them: for each scale its name, tokens, milliseconds and text.
+    """Write what is said in media files, or folders of them. A line per scale: its name, the LLM tokens that the media
+    became, the time for encoding and decoding, the text.
 
     Args:
-        files: sound or video files, or folders.
-        scale: compression rates, such as a4v2, 4,2, a16 or v5; `all` for every one that the file allows; `best`.
-        output_dir: also write a file per input and format here.
-        formats: txt,json; without a folder, printed instead of the table.
+        files: sound and video files, and folders of them.
+        scale: compression rates such as a4v2 (or 4,2), a16, v5, or `all`, or `best`; `mtsk info` lists the trained.
+        output_dir: also write FILE.txt or FILE.json here.
+        formats: what to write; without a folder, what to print instead (JSON: one line per file).
         model: name of a model of this package, or a checkpoint folder.
         face: which face to read, by size, 0 the largest.
     """
@@ -41,28 +50,29 @@ def transcribe(
 
 def prepare(
     corpus: Positional[Literal["grid", "folder", "noise"]],
-    source: Positional[Path],
-    target: Positional[Path],
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")],
+    target: Annotated[Positional[Path], arg(metavar="TARGET")],
     /,
-    split: str = "train",
-    table: Path | None = None,
+    split: Annotated[str, arg(metavar="NAME")] = "train",
+    table: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     workers: int = 2,
     sheets: int = 12,
     face: int = 0,
-    lips: bool = True,
+    lips: Annotated[bool, arg(help_behavior_hint="")] = True,
 ) -> int:
-    """Read a corpus once into a folder for training and evaluation: sound, mouth crops and lists. Resumable.
+    """Read a corpus once into a folder for training and evaluation: sound, mouth crops and lists. When interrupted, or
+    when the corpus has grown, run it again: what is done is not read again.
 
     Args:
-        corpus: `grid`; `folder` of media files beside .txt or a .tsv (file, transcript); `noise`: speech for babble.
-        source: where the corpus is.
-        target: the prepared folder; several corpora may share it.
-        split: for `folder`, where the table does not say.
-        table: for `folder`, the .tsv if it is not the only one in SOURCE.
-        workers: processes.
-        sheets: contact sheets (PNG) of the mouth crops, for so many utterances.
+        corpus: `grid`; `folder` of media, with a .txt beside each or a .tsv (file, transcript); `noise`, for babble.
+        source: the folder of the corpus.
+        target: the prepared folder; several corpora, and noise, may share it.
+        split: for `folder`: what the table does not say, such as train, dev or test.
+        table: for `folder`: the .tsv, if it is not the only one in SOURCE.
+        workers: processes; 0 for none but this one.
+        sheets: write pictures of all mouth crops to look at, for so many utterances.
         face: which face to read, by size, 0 the largest.
-        lips: look for mouths; --no-lips for sound alone.
+        lips: keep the sound alone.
     """
     from mtsk.commands.prepare import run
 
@@ -70,48 +80,54 @@ def prepare(
 
 
 def train(
-    recipe: Positional[str] = "",
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")] = "",
     /,
-    data: Path | None = None,
-    output_dir: _OutDir = None,
-    resume: bool = False,
-    seed: int | None = None,
-    list: bool = False,
+    data: _OptionalFolder = None,
+    output_dir: _OptionalOutDir = None,
+    resume: Annotated[bool, arg(help_behavior_hint="")] = False,
+    seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None,
+    list: Annotated[bool, arg(help_behavior_hint="")] = False,
 ) -> int:
-    """Train a model by a named recipe, or by a JSON file of a configuration. Writes OUTPUT_DIR/model at the end.
+    """Train a model by a named recipe, or by a JSON file of a configuration. The folder given with -o gets the run's
+    state and curves, and at the end the model, in its folder `model`.
 
     Args:
         recipe: a name (--list shows them), or a .json file.
         data: a folder from `mtsk prepare`, with the splits train and dev.
         output_dir: the run's folder.
-        resume: go on where the run in the folder stopped.
+        resume: go on where the run in the folder stopped, if there is one.
         seed: instead of the recipe's.
         list: show the recipes.
     """
-    from mtsk.commands.train import list_recipes, run
+    if list:
+        from mtsk.commands.recipes import run as list_recipes
 
-    return list_recipes() if list else run(recipe, data, output_dir, resume, seed)
+        return list_recipes()
+    from mtsk.commands.train import run
+
+    return run(recipe, data, output_dir, resume, seed)
 
 
 def evaluate(
-    data: Path,
-    output_dir: Annotated[Path, arg(aliases=["-o"])],
-    model: str = DEFAULT_MODEL,
-    split: str = "test",
-    scale: tuple[str, ...] = ("all",),
-    snr: str = "clean",
-    peer: tuple[Literal["whisper-base"], ...] = (),
+    data: Annotated[Path, arg(metavar="FOLDER")],
+    output_dir: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")],
+    model: _Model = DEFAULT_MODEL,
+    split: Annotated[str, arg(metavar="NAME")] = "test",
+    scale: _Scales = ("all",),
+    snr: Annotated[str, arg(metavar="dB,...")] = "clean",
+    peer: Annotated[tuple[Literal["whisper-base"], ...], arg(help_behavior_hint="")] = (),
     batch: int = 10,
 ) -> int:
-    """Word error rates with 95 % intervals, by scale and noise: table, wer.json, wer.csv, wer.png, hypotheses.jsonl.
+    """Word error rates with 95 % intervals, by scale and noise: a table, wer.json, wer.csv, wer.png (a plot) and
+    hypotheses.jsonl (what was recognised in each utterance).
 
     Args:
         data: a folder from `mtsk prepare`.
         output_dir: where the results go.
         model: name of a model of this package, or a checkpoint folder.
         split: which part of the data.
-        scale: scales, or `all`.
-        snr: babble at these ratios in dB, such as clean,5,0,-5; needs `mtsk prepare noise`.
+        scale: some of the trained scales, or `all`.
+        snr: babble at these signal-to-noise ratios, such as clean,5,0,-5; needs `mtsk prepare noise`.
         peer: other systems to measure on the same utterances.
         batch: utterances at a time.
     """
@@ -120,7 +136,7 @@ def evaluate(
     return run(data, output_dir, model, split, scale, snr, peer, batch)
 
 
-def info(model: Positional[str] = DEFAULT_MODEL, /) -> int:
+def info(model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL, /) -> int:
     """Show what a model is: scales, tokens per second, base weights, size, training.
 
     Args:
@@ -143,21 +159,48 @@ VERBS: dict[str, Callable[..., int]] = {
 def main() -> None:
     """Runs the command; errors that a user can mend are one line on stderr and exit code 1."""
     arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        print(f"mtsk {__version__}")
-        return
-    description = f"mtsk {__version__}: elastic audio-visual speech recognition."
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text, and must not stop the others
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="mtsk", description=description, args=arguments or ["--help"], config=(OmitArgPrefixes,)
-        )
+        code = _run(arguments)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        _discard_output()
+        code = _PIPE_CLOSED
     except (ValueError, OSError) as error:
-        print(f"mtsk: error: {error}", file=sys.stderr)
+        from mtsk.commands import describe
+
+        print(f"mtsk: error: {describe(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("mtsk: interrupted", file=sys.stderr)
-        code = 130
+        code = _INTERRUPTED
     sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-V"]):
+        print(f"mtsk {__version__}")
+        return 0
+    description = f"mtsk {__version__}: elastic audio-visual speech recognition."
+    if not arguments:
+        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+            tyro.extras.subcommand_cli_from_dict(VERBS, prog="mtsk", description=description, args=["--help"])
+        return 2
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="mtsk", description=description, args=arguments, config=(OmitArgPrefixes, FlagCreatePairsOff)
+        )
+        assert isinstance(code, int)
+        return code
+    finally:
+        print(end="", flush=True)  # a broken pipe shows here, help too, and not when the interpreter ends
+
+
+def _discard_output() -> None:
+    """Lets what is still buffered go nowhere: the interpreter writes it out when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 if __name__ == "__main__":

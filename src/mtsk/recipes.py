@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mtsk.config import (
     AugmentConfig,
+    CompactVideoConfig,
     JointStageConfig,
     ModelConfig,
     OptimConfig,
@@ -19,14 +20,18 @@ from mtsk.scale import ScaleGrid
 def grid_s1() -> TrainConfig:
     """The default model: GRID talker s1, sound and lips, {a4, a16} x {v2, v5}, one shared adapter (MS)."""
     return TrainConfig(
-        model=ModelConfig(scales=ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales),
-        video_encoder=VideoStageConfig(OptimConfig(num_steps=3000, lr=2e-3)),
+        model=ModelConfig(
+            scales=ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales, video=CompactVideoConfig(dropout=0.25)
+        ),
+        video_encoder=VideoStageConfig(
+            OptimConfig(num_steps=5000, lr=2e-3),
+            augment=AugmentConfig(mouth_shift_px=6, mouth_contrast=0.3, video_mask_s=0.4),
+        ),
         warm_start=WarmStartStageConfig(
-            OptimConfig(num_steps=750, lr=1e-3, batch_s=48.0),
-            augment=AugmentConfig(shift_s=0.16),
+            OptimConfig(num_steps=500, lr=1e-3, batch_s=48.0), augment=AugmentConfig(shift_s=0.16)
         ),
         joint=JointStageConfig(
-            OptimConfig(num_steps=240, lr=1e-3, batch_s=48.0, clip_norm=1.0),
+            OptimConfig(num_steps=200, lr=1.5e-3, warmup_share=0.05, clip_norm=1.0),
             augment=AugmentConfig(shift_s=0.16),
             scales_per_step=4,
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +28,13 @@ def run(
     Raises:
         ValueError: if data, model, scales or noise do not fit.
     """
+    if not scales:
+        raise ValueError("--scale without a scale; give some such as a4v2, a16 or v5, or `all`")
+    if batch < 1:
+        raise ValueError(f"--batch {batch}: at least 1 utterance at a time is needed")
     snrs_db = _parse_snrs(snr)
+    if not data_dir.is_dir():
+        raise ValueError(f"{data_dir}: no such folder; --data takes a folder from `mtsk prepare`")
     cuts = load_cuts(data_dir, split)
     babble = Babble.load(data_dir, "test") if any(value is not None for value in snrs_db) else None
     engine = mtsk.load(model)
@@ -37,9 +45,10 @@ def run(
         for start in range(0, len(dataset), batch):
             yield [dataset[name, 0] for name in dataset.ids[start : start + batch]]
 
-    console = Console()
+    # In a file a table may be as wide as it needs to be.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     systems = {name: WhisperPeer(resolve(name), engine.device) for name in peers}
-    rows = evaluate(engine, examples_at, chosen, snrs_db, peers=systems, out_dir=out_dir, console=console)
+    rows = evaluate(engine, examples_at, chosen, snrs_db, peers=systems, out_dir=out_dir, console=Console(stderr=True))
     write_report(rows, out_dir)
     print_table(rows, console)
     console.print(f"{out_dir}: wer.json, wer.csv, wer.png, hypotheses.jsonl", highlight=False)
@@ -48,6 +57,9 @@ def run(
 
 def _parse_snrs(text: str) -> list[float | None]:
     try:
-        return [None if part.strip() == "clean" else float(part) for part in text.split(",")]
+        snrs_db = [None if part.strip() == "clean" else float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{text!r} is no list of ratios; write clean,10,0,-5 (dB)") from None
+        snrs_db = [math.nan]
+    if not all(snr_db is None or math.isfinite(snr_db) for snr_db in snrs_db):
+        raise ValueError(f"--snr {text}: not a list of ratios; write them as clean,10,0,-5 (dB)")
+    return list(dict.fromkeys(snrs_db))

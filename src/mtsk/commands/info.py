@@ -21,7 +21,7 @@ def run(model: str) -> int:
     lora = config.lora
     print(f"{folder}\n  trained weights  {size_mb:.1f} MB\n  base weights     {base}")
     print(f"  compression      {config.compression}\n  adapters         {lora.strategy}, rank {lora.rank}")
-    print(f"  trained by       {(record['training'] or {}).get('recipe', 'unknown')}")
+    print(f"  trained by       {(record.get('training') or {}).get('recipe', 'unknown')}")
     print("  scale    tokens/s")
     for scale in config.grid:
         print(f"  {scale!s:<8} {scale.tokens_per_second:7.1f}")

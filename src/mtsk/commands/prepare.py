@@ -19,8 +19,11 @@ def run(
     Raises:
         ValueError: if the source is not such a corpus.
     """
+    for name, value in (("workers", workers), ("sheets", sheets), ("face", face)):
+        if value < 0:
+            raise ValueError(f"--{name} {value}: allowed are whole numbers from 0 up")
     if not source.is_dir():
-        raise ValueError(f"{source} is no folder")
+        raise ValueError(f"{source}: {'is not a folder' if source.exists() else 'no such folder'}")
     if corpus == "noise":
         counts = prepare_noise(source, target, num_workers=workers)
         print(f"noise: {counts['train']} recordings for training, {counts['test']} for evaluation, talkers disjoint")

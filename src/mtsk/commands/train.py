@@ -13,20 +13,13 @@ from mtsk.checkpoints.store import build_model, save_model
 from mtsk.config import TrainConfig, from_dict, to_dict
 from mtsk.data.dataset import UtteranceDataset
 from mtsk.evaluation.wer import corpus_rate
-from mtsk.inference.engine import Engine
+from mtsk.inference.engine import EncodedExamples, Engine
 from mtsk.model.avsr import AvsrModel
-from mtsk.recipes import RECIPES, get_recipe
+from mtsk.recipes import get_recipe
 from mtsk.training.run import TrainingData, make_accelerator, start_run, train
 from mtsk.training.trainer import Run
 
 _DEV_BATCH = 10  # utterances
-
-
-def list_recipes() -> int:
-    """Prints name and first line of each recipe."""
-    for name, recipe in RECIPES.items():
-        print(f"{name:<12} {(recipe.__doc__ or '').strip().splitlines()[0]}")
-    return 0
 
 
 def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, seed: int | None) -> int:
@@ -36,13 +29,19 @@ def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, 
         ValueError: if the recipe, the data or the folder does not fit, before anything is trained.
     """
     if not recipe or data_dir is None or out_dir is None:
-        raise ValueError("mtsk train RECIPE --data FOLDER -o FOLDER; mtsk train --list shows the recipes")
+        given = {"RECIPE": recipe, "--data": data_dir, "-o": out_dir}
+        missing = " and ".join(name for name, value in given.items() if not value)
+        raise ValueError(
+            f"{missing} missing: mtsk train RECIPE --data FOLDER -o FOLDER; mtsk train --list shows the recipes"
+        )
     config = _read_config(recipe)
     if seed is not None:
         config = dataclasses.replace(config, seed=seed)
     data = TrainingData.load(data_dir)
-    start_run(config, out_dir, resume=resume)
     accelerator = make_accelerator()
+    if accelerator.is_main_process:
+        start_run(config, out_dir, resume=resume)
+    accelerator.wait_for_everyone()
     torch.manual_seed(config.seed)  # of the fresh weights
     model = build_model(config.model).to(accelerator.device)
     session = Run(out_dir, accelerator, config.seed, config.save_every)
@@ -55,14 +54,22 @@ def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, 
 def _read_config(recipe: str) -> TrainConfig:
     if not recipe.endswith(".json"):
         return get_recipe(recipe)
+    text = Path(recipe).read_bytes()
     try:
-        return from_dict(TrainConfig, json.loads(Path(recipe).read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+        values = json.loads(text)
+    except ValueError as error:  # no UTF-8 is one too
         raise ValueError(f"{recipe} is not valid JSON: {error}") from error
+    try:
+        return from_dict(TrainConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}") from error
 
 
 def _validator(data: TrainingData) -> Callable[[AvsrModel], dict[str, float]]:
-    """WER of every scale on the development split, clean and in babble at 0 dB if there is noise."""
+    """WER of every scale on the development split, clean and in babble at 0 dB if there is noise.
+
+    An utterance that lacks a modality of a scale, or is too short for one token of it, does not count for that scale.
+    """
 
     def validate(model: AvsrModel) -> dict[str, float]:
         engine = Engine(model, device=model.device, dtype=torch.float32)
@@ -71,15 +78,19 @@ def _validator(data: TrainingData) -> Callable[[AvsrModel], dict[str, float]]:
             datasets["_0dB"] = UtteranceDataset(data.dev, babble=data.babble, snr_db=0.0)
         figures: dict[str, float] = {}
         for suffix, dataset in datasets.items():
-            references: list[str] = []
-            texts: dict[str, list[str]] = {}
+            pairs: dict[str, list[tuple[str, str]]] = {}
             for start in range(0, len(dataset), _DEV_BATCH):
                 examples = [dataset[name, 0] for name in dataset.ids[start : start + _DEV_BATCH]]
-                references += [example.text for example in examples]
                 encoded = engine.encode(examples)
                 for scale in model.grid:
-                    texts.setdefault(f"{scale}{suffix}", []).extend(engine.decode(encoded, scale))
-            figures |= {name: corpus_rate(references, its).value for name, its in texts.items()}
+                    rows = [row for row in range(len(examples)) if encoded.features.reaches(row, scale)]
+                    if not rows:
+                        continue
+                    durations_s = tuple(encoded.durations_s[row] for row in rows)
+                    texts = engine.decode(EncodedExamples(encoded.features.rows(rows), durations_s), scale)
+                    said = [examples[row].text for row in rows]
+                    pairs.setdefault(f"{scale}{suffix}", []).extend(zip(said, texts, strict=True))
+            figures |= {name: corpus_rate(*zip(*its, strict=True)).value for name, its in pairs.items()}
         return figures
 
     return validate

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mtsk
+from mtsk.commands import describe
 from mtsk.inference.writers import FORMATS, parse_formats, write
-from mtsk.media.files import expand
+from mtsk.media.files import MEDIA_SUFFIXES, expand
+from mtsk.scale import Scale
 from mtsk.types import Transcript
+
+_WORDS = ("all", "best")  # instead of a scale
 
 
 def run(
@@ -19,34 +24,72 @@ def run(
 
     Raises:
         ValueError: if nothing can be done at all: no files, an unknown model, scale or format.
+        OSError: if nothing can be written to `output_dir`.
     """
+    files, scales = _take_files(files, scales)
     if not files:
-        raise ValueError("which files? mtsk transcribe FILE...")
+        raise ValueError("no files given; mtsk transcribe FILE... takes sound and video files, and folders of them")
+    if face < 0:
+        raise ValueError(f"--face {face}: faces count from 0 (the largest)")
     chosen = parse_formats(formats)
+    named = _check_scales(scales)
+    if output_dir is not None:
+        _require_writable(output_dir)
     engine = mtsk.load(model)
-    engine.grid.select([name for name in scales if name not in ("all", "best")])
+    engine.grid.select(named)
     num_failed = 0
     sources = _expand(files)
-    for number, source in enumerate(sources, start=1):
-        if len(sources) > 1:
-            print(f"[{number}/{len(sources)}] {source}", file=sys.stderr)
+    names = _output_names([source for source in sources if isinstance(source, Path)])
+    for source in sources:
         try:
             if isinstance(source, ValueError):
                 raise source
             transcripts = engine.transcribe_scales(source, scales, face=face)
             if output_dir is not None:
-                write(output_dir, source, transcripts, chosen or ("txt",))
+                write(output_dir, names[source], source, transcripts, chosen or ("txt",))
         except (ValueError, OSError) as error:
             num_failed += 1
-            print(f"mtsk: error: {error}", file=sys.stderr)
+            print(f"mtsk: error: {describe(error)}", file=sys.stderr)
             continue
         for warning in dict.fromkeys(warning for transcript in transcripts for warning in transcript.warnings):
-            print(f"mtsk: {source}: {warning}", file=sys.stderr)
+            print(f"mtsk: warning: {source}: {warning}", file=sys.stderr)
         if chosen and output_dir is None:
             print("".join(FORMATS[name](str(source), transcripts) for name in chosen), end="", flush=True)
         else:
-            _print_table(transcripts)
+            _print_table(transcripts, title=str(source) if len(sources) > 1 else None)
     return 1 if num_failed else 0
+
+
+def _take_files(files: Sequence[Path], scales: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files that were written behind `--scale a4`: the option takes all that follows it."""
+    taken = [name for name in scales if _is_file_name(name)]
+    return [*files, *map(Path, taken)], [name for name in scales if name not in taken]
+
+
+def _is_file_name(text: str) -> bool:
+    if text in _WORDS:
+        return False
+    try:
+        Scale.parse(text)
+    except ValueError:
+        return os.sep in text or Path(text).suffix.lower() in MEDIA_SUFFIXES or Path(text).exists()
+    return False
+
+
+def _check_scales(scales: Sequence[str]) -> list[str]:
+    """The names of single scales. Before anything is loaded: a typing error is told at once."""
+    if not scales:
+        raise ValueError("--scale without a scale; give some such as a4v2, a16 or v5, or `all`, or `best`")
+    named = [name for name in scales if name not in _WORDS]
+    for name in named:
+        Scale.parse(name)
+    return named
+
+
+def _require_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: nothing can be written to this folder")
 
 
 def _expand(files: Sequence[Path]) -> list[Path | ValueError]:
@@ -60,8 +103,23 @@ def _expand(files: Sequence[Path]) -> list[Path | ValueError]:
     return sources
 
 
-def _print_table(transcripts: Sequence[Transcript]) -> None:
+def _output_names(sources: Sequence[Path]) -> Mapping[Path, str]:
+    """What the files written for each source are called: its name, with as many of its folders as tell all apart."""
+    absolute = {source: source.absolute() for source in sources}
+    num_files = len(set(absolute.values()))
+    for num_parts in range(1, max((len(path.parts) for path in absolute.values()), default=0) + 1):
+        names = {source: "_".join(path.parts[-num_parts:]).lstrip("/_") for source, path in absolute.items()}
+        if len(set(names.values())) == num_files:
+            return names
+    return {source: source.name for source in sources}
+
+
+def _print_table(transcripts: Sequence[Transcript], title: str | None) -> None:
+    indent = ""
+    if title is not None:
+        indent = "  "
+        print(title)
     for transcript in transcripts:
         milliseconds = 1000 * (transcript.seconds["encode"] + transcript.seconds["decode"])
         cells = f"{transcript.scale!s:<7} {transcript.num_tokens:4d} tokens  {milliseconds:5.0f} ms"
-        print(f"{cells}  {transcript.text}", flush=True)
+        print(f"{indent}{cells}  {transcript.text}", flush=True)

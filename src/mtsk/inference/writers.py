@@ -9,19 +9,22 @@ from pathlib import Path
 from mtsk.types import Transcript
 
 
-def to_txt(name: str, transcripts: Sequence[Transcript]) -> str:
+def to_txt(name: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:
     """One line per scale, the text alone."""
-    del name
+    del name, indent
     return "".join(f"{transcript.text}\n" for transcript in transcripts)
 
 
-def to_json(name: str, transcripts: Sequence[Transcript]) -> str:
-    """The file and a list of transcripts: text, scale, number of tokens, seconds per stage, warnings."""
+def to_json(name: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:
+    """The file and a list of transcripts: text, scale, number of tokens, seconds per stage, warnings.
+
+    Without `indent` it is one line, so that what is printed for several files is JSON Lines.
+    """
     record = {"file": name, "transcripts": [transcript.to_dict() for transcript in transcripts]}
-    return json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(record, ensure_ascii=False, indent=indent) + "\n"
 
 
-FORMATS: dict[str, Callable[[str, Sequence[Transcript]], str]] = {"txt": to_txt, "json": to_json}
+FORMATS: dict[str, Callable[..., str]] = {"txt": to_txt, "json": to_json}
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -34,16 +37,27 @@ def parse_formats(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise ValueError(f"no format {', '.join(unknown)}; there are: {', '.join(FORMATS)}")
-    return names
+    return tuple(dict.fromkeys(names))
 
 
-def write(folder: Path, source: Path, transcripts: Sequence[Transcript], formats: Sequence[str]) -> list[Path]:
-    """Writes `<file name>.<format>` for each format; returns the paths. The suffix of the source stays in the name, so
-    that `a.mp4` and `a.wav` do not meet."""
+def write(
+    folder: Path, name: str, source: Path, transcripts: Sequence[Transcript], formats: Sequence[str]
+) -> list[Path]:
+    """Writes `<name>.<format>` for each format; returns the paths.
+
+    Args:
+        folder: is made if missing.
+        name: usually the file name of the source with its suffix, so that `a.mp4` and `a.wav` do not meet.
+        source: what was transcribed.
+        transcripts: of the source.
+        formats: some of `FORMATS`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name in formats:
-        path = folder / f"{source.name}.{name}"
-        path.write_text(FORMATS[name](str(source), transcripts), encoding="utf-8")
+    for format_name in formats:
+        path = folder / f"{name}.{format_name}"
+        # A file name need not be text (of Linux, any bytes); in JSON its odd bytes become \udcXX.
+        content = FORMATS[format_name](str(source), transcripts, indent=2)
+        path.write_text(content, encoding="utf-8", errors="backslashreplace")
         paths.append(path)
     return paths

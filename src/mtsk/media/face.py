@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,12 +119,30 @@ def roi_of_points(points_K2: NDArray[np.float64]) -> NDArray[np.float64]:
     return _roi((low + high) / 2, float((high - low).max()), points_K2[_EYES[1]] - points_K2[_EYES[0]])
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """LiteRT greets on the stderr of the process, which Python does not see, and has no setting for it."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # the process was started without one
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 class _Network:
     """A tflite model with one image as its input, on one thread."""
 
     def __init__(self, path: Path) -> None:
-        self._interpreter = Interpreter(model_path=str(path), num_threads=1)
-        self._interpreter.allocate_tensors()
+        with _silent_stderr():
+            self._interpreter = Interpreter(model_path=str(path), num_threads=1)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._outputs = {output["name"]: output["index"] for output in self._interpreter.get_output_details()}
 

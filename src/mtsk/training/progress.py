@@ -42,15 +42,17 @@ def load_progress(
     """Restores what `save_progress` wrote; returns the number of steps done, 0 if there is no file.
 
     Raises:
-        ValueError: if the file holds other parameters than these.
+        ValueError: if the file holds other parameters than these, by name or shape.
     """
     if not path.exists():
         return 0
     with safe_open(path, framework="pt") as file:
-        names = {name.removeprefix("weight.") for name in file.keys() if name.startswith("weight.")}  # noqa: SIM118
-        if names != set(parameters):
-            raise ValueError(f"{path} holds other parameters than this configuration trains; use another folder")
         keys = set(file.keys())
+        saved = {k.removeprefix("weight."): file.get_slice(k).get_shape() for k in keys if k.startswith("weight.")}
+        if saved != {name: list(parameter.shape) for name, parameter in parameters.items()}:
+            raise ValueError(
+                f"{path} holds other parameters than this configuration trains on this data; use another folder"
+            )
         with torch.no_grad():
             for name, buffer in _saved_buffers(modules).items():
                 buffer.copy_(file.get_tensor(f"buffer.{name}"))

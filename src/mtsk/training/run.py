@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,13 +17,15 @@ from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
 from mtsk.device import has_bf16
 from mtsk.model.avsr import AvsrModel
+from mtsk.training.alignment import WhisperAligner
 from mtsk.training.joint_stage import JointStage
 from mtsk.training.labels import Units
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.training.trainer import Run, Stage, run_stage
 from mtsk.training.video_stage import VideoStage
 from mtsk.training.warm_start import WarmStartStage
-from mtsk.types import Batch
+from mtsk.training.word_times import has_sound, with_word_times
+from mtsk.types import SAMPLE_RATE_HZ, Batch
 
 _DEV_BATCH = 25  # utterances
 
@@ -74,7 +76,9 @@ def start_run(config: TrainConfig, out_dir: Path, *, resume: bool) -> None:
             raise ValueError(f"{path} is of another configuration; choose another folder")
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def train(
@@ -90,9 +94,45 @@ def train(
         model: fresh, on the run's device; trained in place.
         run: where to write; a stage that is complete there is only loaded.
         validator: figures of the whole model on the development split.
+
+    Raises:
+        ValueError: before anything is trained, if an utterance is too long for the audio encoder, or something that
+            the configuration asks for is missing.
     """
+    _check(config, model, data)
+    if config.video_encoder is not None or config.warm_start is not None:
+        accelerator = run.accelerator
+        with accelerator.main_process_first():  # which aligns; the others read what it wrote
+            train_cuts = with_word_times(
+                data.train,
+                lambda: WhisperAligner(device=accelerator.device).align,
+                run.out_dir / "word_times.jsonl",
+                say=accelerator.print,
+            )
+        data = replace(data, train=train_cuts)
     units = Units.of_texts((cut.supervisions[0].text for cut in data.train), model.prompts)
     return all(run_stage(stage, run) for stage in _stages(config, model, data, run, units, validator))
+
+
+def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
+    """Refuses what would fail hours later."""
+    if config.seed < 0:
+        raise ValueError(f"seed {config.seed} given; a seed is a whole number from 0 up")
+    if model.audio_encoder is None:
+        if config.video_encoder is not None and config.video_encoder.distill_weight:
+            raise ValueError("video_encoder.distill_weight needs a model with an audio encoder, or has to be 0")
+        return
+    limit_s = model.audio_encoder.max_samples / SAMPLE_RATE_HZ
+    augments = [stage.augment for stage in (config.video_encoder, config.warm_start, config.joint) if stage is not None]
+    speed, shift_s = max(each.speed for each in augments), max(each.shift_s for each in augments)
+    allowed_s = {"train": (limit_s - shift_s) * (1 - speed), "dev": limit_s}
+    for split, cuts in (("train", data.train), ("dev", data.dev)):
+        too_long = [cut.id for cut in cuts if has_sound(cut) and cut.duration > allowed_s[split]]
+        if too_long:
+            raise ValueError(
+                f"{len(too_long)} utterances of the split {split} are too long, such as {too_long[0]}; the audio "
+                f"encoder allows up to {allowed_s[split]:.2f} s there (augmentation makes some of training longer)"
+            )
 
 
 def _stages(

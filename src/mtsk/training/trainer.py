@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -72,7 +73,9 @@ def run_stage(stage: Stage, run: Run) -> bool:
     num_steps = stage.optim.num_steps
     if num_done >= num_steps:
         return True
-    writer = SummaryWriter(run.out_dir / "tensorboard" / stage.name) if run.accelerator.is_main_process else None
+    writer = None
+    if run.accelerator.is_main_process:
+        writer = SummaryWriter(run.out_dir / "tensorboard" / stage.name, purge_step=num_done)
     line = _LiveLine(stage.name, num_steps, num_done)
     last = num_steps if run.stop_after is None else min(num_steps, num_done + run.stop_after)
     for step, batch in zip(range(num_done, last), stage.batches(num_done), strict=False):
@@ -90,7 +93,10 @@ def run_stage(stage: Stage, run: Run) -> bool:
             if (step + 1) % run.save_every == 0 or step + 1 == last:
                 save_progress(path, stage.modules, parameters, optimizer, step + 1)
     if last < num_steps:
+        if writer is not None:
+            writer.close()
         return False
+    share_buffers(stage.modules, run.accelerator)
     if writer is not None:
         figures = stage.validate()
         for name, value in figures.items():
@@ -105,14 +111,24 @@ def reduce_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -
     """Adds the gradients of all processes, in one flat exchange; losses are already over the global token count.
 
     Wrapping the model for data parallelism would synchronise at every scale's backward, and skip adapters that a step
-    does not use.
+    does not use. A parameter that no process used keeps no gradient, so that the optimiser leaves it alone.
     """
     if accelerator.num_processes == 1:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="sum")
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    flat = accelerator.reduce(torch.cat([used, *(g.flatten() for g in gradients)]), reduction="sum")
+    num_users, *parts = flat.split([len(parameters), *(p.numel() for p in parameters)])
+    for parameter, its_users, part in zip(parameters, num_users.tolist(), parts, strict=True):
+        parameter.grad = part.view_as(parameter) if its_users else None
+
+
+@torch.no_grad()
+def share_buffers(modules: nn.Module, accelerator: Accelerator) -> None:
+    """Gives all processes the main one's buffers (batch statistics), which are those that are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in modules.buffers():
+            buffer.copy_(broadcast(buffer.contiguous()))
 
 
 class _LiveLine:

@@ -39,6 +39,9 @@ class _LipModules(nn.Module):
 class VideoStage:
     """See `trainer.Stage`.
 
+    With several processes the loss is the mean of theirs, each over its own windows and tokens, and batches are
+    normalised by each process alone. The batches last about equally long, so this is near the loss of one large batch.
+
     Args:
         encoder: is trained in place.
         teacher: the audio encoder whose features are targets if `config.distill_weight` is above 0.
@@ -97,7 +100,8 @@ class VideoStage:
         total = sum(weight * loss for weight, loss in losses.values()) / accelerator.num_processes
         assert isinstance(total, Tensor)
         accelerator.backward(total)
-        return {name: float(loss) for name, (_, loss) in losses.items()} | {"tokens": float(batch.num_frames_B.sum())}
+        figures = {name: float(loss.detach()) for name, (_, loss) in losses.items()}
+        return {**figures, "tokens": float(batch.num_frames_B.sum())}
 
     def _labels(self, batch: Batch) -> TimedLabels:
         lengths = batch.num_frames_B.tolist()
@@ -106,15 +110,17 @@ class VideoStage:
     def _distance(self, batch: Batch, features: Features) -> Tensor:
         """1 - cosine to the mean of the teacher's features of the same 40 ms, over frames that both have."""
         assert self._teacher is not None
-        sound = self._teacher(batch.waveform_BN, batch.num_samples_B)
+        with self._source.accelerator.autocast():
+            sound = self._teacher(batch.waveform_BN, batch.num_samples_B)
         lengths_B = torch.minimum(features.lengths_B, sound.lengths_B // _AUDIO_PER_VIDEO)
         num_frames = int(lengths_B.max())
         pairs_BTD = (
             sound.values_BTD[:, : num_frames * _AUDIO_PER_VIDEO].unflatten(1, (num_frames, _AUDIO_PER_VIDEO)).mean(2)
         )
-        guess_BTD = self.modules.teacher(features.values_BTD[:, :num_frames])
+        with self._source.accelerator.autocast():
+            guess_BTD = self.modules.teacher(features.values_BTD[:, :num_frames])
         distance_BT = 1.0 - functional.cosine_similarity(guess_BTD.float(), pairs_BTD.float(), dim=-1)
-        return distance_BT[inside(lengths_B, num_frames)].mean()
+        return distance_BT[inside(lengths_B, num_frames)].sum() / lengths_B.sum().clamp(min=1)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -123,6 +129,7 @@ class VideoStage:
         read: list[list[int]] = []
         said: list[list[int]] = []
         for batch in self._dev():
+            batch = batch.to(self._source.accelerator.device)
             features = self.modules.encoder(batch.mouth_BTHW, batch.num_frames_B)
             read += greedy_classes(self.modules.classes(features.values_BTD), features.lengths_B)
             said += [self._units.sequence(text, self._prompts) for text in batch.texts]

@@ -57,7 +57,11 @@ class _WarmModules(nn.Module):
 
 
 class WarmStartStage:
-    """See `trainer.Stage`. Trains the model's projectors in place, all rates side by side."""
+    """See `trainer.Stage`. Trains the model's projectors in place, all rates side by side.
+
+    With several processes the loss is the mean of theirs, each over its own windows and tokens. The batches last about
+    equally long, so this is near the loss of one large batch.
+    """
 
     name = "warm_start"
 
@@ -100,7 +104,7 @@ class WarmStartStage:
             loss = labels.share_loss(logits_BKC)
             if window_s <= self._config.ctc_max_token_s:
                 loss = loss + self._config.ctc_weight * labels.ctc_loss(logits_BKC, tokens.lengths_B)
-            figures[f"{name[0]}{rate}"] = float(loss)
+            figures[f"{name[0]}{rate}"] = float(loss.detach())
             figures["tokens"] += float(tokens.lengths_B.sum())
             total = total + loss
         accelerator.backward(total / accelerator.num_processes)
@@ -127,6 +131,7 @@ class WarmStartStage:
         read: dict[tuple[str, int], list[list[int]]] = {}
         for batch in self._dev():
             said += [self._units.sequence(text, self._model.prompts) for text in batch.texts]
-            for key, (logits_BKC, tokens) in self._read(self._model.encode(batch, self._model.grid)):
+            encoded = self._model.encode(batch.to(self._model.device), self._model.grid)
+            for key, (logits_BKC, tokens) in self._read(encoded):
                 read.setdefault(key, []).extend(greedy_classes(logits_BKC, tokens.lengths_B))
         return {f"{name[0]}{rate}": token_error_rate(said, rows) for (name, rate), rows in read.items()}

@@ -1,0 +1,137 @@
+"""The nested objective: one backward per scale has the gradients of the summed loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional
+
+from mtsk.model.avsr import AvsrModel
+from mtsk.scale import Scale
+from mtsk.training.objective import backward_scales
+from tests.tiny import TEXTS, tiny_batch, tiny_model
+
+ALL = tuple(Scale.parse(text) for text in ("a4", "a16", "v2", "v5", "a4v2", "a16v5"))
+
+
+def _gradients(model: AvsrModel) -> dict[str, Tensor | None]:
+    gradients = {name: p.grad for name, p in model.trained_parameters().items() if not name.startswith("video_encoder")}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+def _assert_equal(found: dict[str, Tensor | None], expected: dict[str, Tensor | None], tolerance: float = 1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        other = found[name]
+        if gradient is None:
+            assert other is None, name
+        else:
+            assert other is not None, name
+            assert float((other - gradient).norm()) <= tolerance * float(gradient.norm()), name
+
+
+def _summed_backward(model: AvsrModel, texts: Sequence[str], scales: Sequence[Scale]) -> dict[str, float]:
+    """The oracle: forward of every scale, then a single backward."""
+    encoded = model.encode(tiny_batch(texts), model.grid)
+    losses = {}
+    for scale in scales:
+        prediction = model(encoded, [scale] * len(texts), texts)
+        losses[str(scale)] = functional.cross_entropy(
+            prediction.logits_BLV.float().flatten(0, 1), prediction.labels_BL.flatten(), ignore_index=-100
+        )
+    torch.stack(list(losses.values())).mean().backward()
+    return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize("checkpointing", [None, "reentrant", "non-reentrant"])
+@pytest.mark.parametrize("strategy", ["ms", "ss", "mss"])
+def test_gradients_are_those_of_the_summed_loss(
+    strategy: str, checkpointing: str | None, accelerator: Accelerator
+) -> None:
+    """With dropout on, drawn the same in both, and in training mode, without which nothing is recomputed."""
+    texts = TEXTS[:3]
+    model = tiny_model(strategy).train()
+    torch.manual_seed(0)
+    losses = _summed_backward(model, texts, ALL)
+    expected = _gradients(model)
+    encoded = model.encode(tiny_batch(texts), model.grid)
+    num_calls = itertools.count()
+    next(iter(model.adapters.layers.values())).base.register_forward_hook(lambda *_: next(num_calls) and None)
+    if checkpointing is not None:
+        options = {"use_reentrant": checkpointing == "reentrant"}
+        model.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    torch.manual_seed(0)
+    figures = backward_scales(model, encoded, texts, ALL, accelerator)
+    _assert_equal(_gradients(model), expected)
+    assert {name: figures[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+    assert next(num_calls) == len(ALL) * (1 if checkpointing is None else 2), "activations were not recomputed"
+    num_media = sum(encoded.num_tokens(row, scale) for row in range(3) for scale in ALL)
+    num_text = sum(len(model.prompts.target(text)) for text in texts) * len(ALL)
+    assert figures["tokens"] == num_media + num_text
+
+
+@pytest.mark.parametrize("strategy", ["ss", "mss"])
+def test_only_what_the_scales_use_gets_gradients(strategy: str, accelerator: Accelerator) -> None:
+    model = tiny_model(strategy)
+    active = [Scale.parse("a4"), Scale.parse("a4v2")]
+    shared = [] if strategy == "ss" else [0]
+    numbers = [list(model.grid).index(scale) + len(shared) for scale in active] + shared
+    backward_scales(model, model.encode(tiny_batch(), model.grid), TEXTS[:3], active, accelerator)
+    for layer in model.adapters.layers.values():
+        for weight in (layer.down_ARI, layer.up_AOR):
+            assert weight.grad is not None
+            used = [i for i, gradient in enumerate(weight.grad) if gradient.any()]
+            assert used == sorted(numbers)
+    for name, parameter in model.projectors.named_parameters():
+        uses = name.startswith(("audio.at_rate.4.", "video.at_rate.2."))
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == uses, name
+    frozen = [p for n, p in model.named_parameters() if n.startswith(("llm.", "audio_encoder.")) and not p.requires_grad]
+    assert frozen
+    assert all(p.grad is None for p in frozen)
+    assert model.video_encoder is not None
+    assert all(p.grad is None for p in model.video_encoder.parameters())
+
+
+@pytest.mark.parametrize("scale", ALL, ids=str)
+def test_rows_that_lack_a_modality_do_not_count(scale: Scale, accelerator: Accelerator) -> None:
+    """Row 0 has both, row 1 no lips, row 2 no sound; row 3 is too short for a token at coarse rates."""
+    model = tiny_model("ss")
+    durations_s, num_frames = (1.31, 0.735, None, 0.3), (30, None, 47, 3)
+    batch = tiny_batch(TEXTS, durations_s, num_frames)
+    figures = backward_scales(model, model.encode(batch, model.grid), TEXTS, [scale], accelerator)
+    found = _gradients(model)
+    missing = set()
+    missing |= {2} if scale.audio else set()
+    missing |= {1} if scale.video else set()
+    missing |= {3} if scale.audio == 16 or scale.video == 5 else set()
+    rows = [row for row in range(4) if row not in missing]
+    texts = [TEXTS[row] for row in rows]
+    few = tiny_batch(TEXTS, durations_s, num_frames)
+    encoded = model.encode(few, model.grid).rows(rows)
+    prediction = model(encoded, [scale] * len(rows), texts)
+    loss = functional.cross_entropy(prediction.logits_BLV.flatten(0, 1), prediction.labels_BL.flatten())
+    loss.backward()
+    _assert_equal(found, _gradients(model))
+    assert figures[str(scale)] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_a_scale_that_no_row_reaches_is_left_out(accelerator: Accelerator) -> None:
+    """Its share of the mean stays its own: the others weigh as in a batch where it counts."""
+    model = tiny_model("ss")
+    scales = [Scale.parse("a4"), Scale.parse("v2")]
+    encoded = model.encode(tiny_batch(num_frames=(None, None, None)), model.grid)
+    figures = backward_scales(model, encoded, TEXTS[:3], scales, accelerator)
+    assert set(figures) == {"a4", "tokens"}
+    both = _gradients(model)
+    backward_scales(model, encoded, TEXTS[:3], scales[:1], accelerator)
+    alone = _gradients(model)
+    _assert_equal(both, {name: None if g is None else g / 2 for name, g in alone.items()})
+    figures = backward_scales(model, encoded, TEXTS[:3], scales[1:], accelerator)
+    assert figures == {"tokens": 0.0}
+    assert all(gradient is None for gradient in _gradients(model).values())
