@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -162,7 +163,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text, and must not stop the others
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes all that it is given
+            code = _run(arguments)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         _discard_output()
         code = _PIPE_CLOSED
@@ -194,6 +197,11 @@ def _run(arguments: list[str]) -> int:
         return code
     finally:
         print(end="", flush=True)  # a broken pipe shows here, help too, and not when the interpreter ends
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """As our own; the lines of code that Python would name say nothing to a user."""
+    print(f"mtsk: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
 
 
 def _discard_output() -> None:

@@ -6,9 +6,11 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from lhotse import CutSet
 
 from mtsk.config import AugmentConfig, OptimConfig, TrainConfig, from_dict, to_dict
@@ -28,6 +30,7 @@ from mtsk.training.word_times import has_sound, with_word_times
 from mtsk.types import SAMPLE_RATE_HZ, Batch
 
 _DEV_BATCH = 25  # utterances
+_PATIENCE = timedelta(hours=12)  # of processes that wait for the main one, which aligns and validates alone
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class TrainingData:
 
 def make_accelerator() -> Accelerator:
     """The run's devices; bfloat16 where the processor computes it."""
-    return Accelerator(mixed_precision="bf16" if has_bf16() else "no")
+    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+    return Accelerator(mixed_precision="bf16" if has_bf16() else "no", kwargs_handlers=[patience])
 
 
 def start_run(config: TrainConfig, out_dir: Path, *, resume: bool) -> None:

@@ -1,0 +1,237 @@
+"""`mtsk transcribe` on files that can be used."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mtsk.inference.engine import Engine
+from mtsk.types import FaceModels
+from tests.commands.conftest import GRID, MP4, Run, write_face, write_sound
+from tests.media.clips import Kind, write_clip
+
+ROW = re.compile(r"(?P<scale>\S+) +(?P<num_tokens>\d+) tokens +\d+ ms  (?P<text>.*)")
+VIDEO_KINDS = [
+    MP4,
+    Kind("mp4", "libx264", "aac", fps=30),
+    Kind("mov", "mpeg4", "pcm_s16le", fps=50),
+    Kind("mpg", "mpeg1video", "mp2", rate_hz=44_100),
+    Kind("mkv", "libx264", "flac", fps=30),
+    Kind("webm", "libvpx", "libopus"),
+]
+SOUND_KINDS = [
+    Kind("wav", None, "pcm_s16le"),
+    Kind("mp3", None, "libmp3lame", rate_hz=44_100),
+    Kind("flac", None, "flac"),
+]
+name_of = "{0.suffix} {0.video} {0.fps}".format
+
+
+def rows(lines: list[str]) -> list[tuple[str, int, str]]:
+    """Scale, number of tokens and text of printed lines."""
+    matches = [ROW.fullmatch(line.strip(" ")) for line in lines]
+    return [(match["scale"], int(match["num_tokens"]), match["text"]) for match in matches if match is not None]
+
+
+def expected(engine: Engine, path: Path, *scales: str) -> list[tuple[str, int, str]]:
+    """What the Python API says."""
+    return [(str(t.scale), t.num_tokens, t.text) for t in engine.transcribe_scales(path, scales)]
+
+
+# Scales.
+
+
+@pytest.mark.parametrize(
+    ("scales", "used"),
+    [
+        ([], ["a4v2"]),
+        (["best"], ["a4v2"]),
+        (["4,2", "a16"], ["a4v2", "a16"]),
+        (["v5"], ["v5"]),
+        (["all"], [str(scale) for scale in GRID]),
+    ],
+)
+def test_scales(
+    transcribe: Run, engine: Engine, tmp_path: Path, face_models: FaceModels, face_frames: Any, scales: list[str],
+    used: list[str],
+) -> None:  # fmt: skip
+    clip = write_face(tmp_path / "clip.mp4", face_frames)
+    result = transcribe(clip, *(["--scale", *scales] if scales else []))
+    assert (result.code, result.err) == (0, "")
+    found = rows(result.lines)
+    assert len(found) == len(result.lines)
+    assert [scale for scale, _, _ in found] == used
+    assert found == expected(engine, clip, *used)
+
+
+def test_files_may_follow_the_scales(transcribe: Run, engine: Engine, sound: Path) -> None:
+    result = transcribe("--scale", "a16", "a4", sound)
+    assert (result.code, result.err) == (0, "")
+    assert rows(result.lines) == expected(engine, sound, "a16", "a4")
+
+
+def test_all_that_a_short_file_allows(transcribe: Run, engine: Engine, tmp_path: Path) -> None:
+    short = write_sound(tmp_path / "short.wav", 0.3)  # 15 features: none of the tokens at rate 16 is full
+    result = transcribe(short, "--scale", "all")
+    assert (result.code, result.err) == (0, "")
+    assert rows(result.lines) == expected(engine, short, "a4")
+
+
+# Several files.
+
+
+def test_files_and_folders(transcribe: Run, engine: Engine, sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    in_folder = [write_sound(tmp_path / "b.flac"), write_sound(tmp_path / "deep" / "a.wav", 1.3)]
+    (tmp_path / "notes.txt").write_text("no media")
+    result = transcribe(sound, tmp_path)
+    assert (result.code, result.err) == (0, "")
+    files = [sound, *in_folder]
+    assert [line for line in result.lines if not line.startswith(" ")] == [str(path) for path in files]
+    assert rows(result.lines) == [row for path in files for row in expected(engine, path, "a4")]
+
+
+# Formats.
+
+
+def check_record(record: dict[str, Any], path: Path, scales: list[str], engine: Engine, duration_s: float) -> None:
+    """The whole of what JSON says of a file."""
+    assert set(record) == {"file", "transcripts"}
+    assert record["file"] == str(path)
+    found = record["transcripts"]
+    assert [(each["scale"], each["num_tokens"], each["text"]) for each in found] == expected(engine, path, *scales)
+    for each in found:
+        assert set(each) == {"text", "scale", "num_tokens", "duration_s", "seconds", "warnings"}
+        assert set(each["seconds"]) == {"media", "encode", "decode"}
+        assert all(0 < value < 60 for value in each["seconds"].values())
+        assert each["duration_s"] == duration_s
+        assert each["warnings"] == []
+
+
+def test_json_is_printed_as_one_line_per_file(transcribe: Run, engine: Engine, sound: Path, tmp_path: Path) -> None:
+    other = write_sound(tmp_path / "other.wav", 1.5)
+    result = transcribe(sound, other, "-f", "json", "--scale", "a4", "a16")
+    assert (result.code, result.err, len(result.lines)) == (0, "", 2)
+    for line, path, duration_s in zip(result.lines, (sound, other), (1.0, 1.5), strict=True):
+        check_record(json.loads(line), path, ["a4", "a16"], engine, duration_s)
+
+
+def test_txt_is_printed_as_text_alone(transcribe: Run, engine: Engine, sound: Path) -> None:
+    result = transcribe(sound, "-f", "txt", "--scale", "all")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.split("\n") == [text for _, _, text in expected(engine, sound, "all")] + [""]
+
+
+@pytest.mark.parametrize("formats", ["", "txt", "json", "txt,json"])
+def test_formats_in_a_folder(transcribe: Run, engine: Engine, sound: Path, tmp_path: Path, formats: str) -> None:
+    out = tmp_path / "new" / "out"
+    result = transcribe(sound, "--scale", "a4", "a16", "-o", out, *(["-f", formats] if formats else []))
+    assert (result.code, result.err) == (0, "")
+    assert rows(result.lines) == expected(engine, sound, "a4", "a16")  # printed as well
+    wanted = formats.split(",") if formats else ["txt"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"good.wav.{name}" for name in wanted)
+    if "txt" in wanted:
+        written = (out / "good.wav.txt").read_text(encoding="utf-8")
+        assert written.split("\n") == [text for _, _, text in expected(engine, sound, "a4", "a16")] + [""]
+    if "json" in wanted:
+        written = (out / "good.wav.json").read_text(encoding="utf-8")
+        check_record(json.loads(written), sound, ["a4", "a16"], engine, 1.0)
+
+
+def test_files_of_one_name_do_not_replace_each_other(transcribe: Run, engine: Engine, tmp_path: Path) -> None:
+    files = []
+    for index, talker in enumerate(("s1", "s2")):
+        (tmp_path / talker).mkdir()
+        files.append(write_sound(tmp_path / talker / "bbaf2n.wav", 1.0 + index / 4))
+    assert transcribe(*files, "-o", tmp_path / "out").code == 0
+    written = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in written] == ["s1_bbaf2n.wav.txt", "s2_bbaf2n.wav.txt"]
+    texts = [path.read_text(encoding="utf-8") for path in written]
+    assert texts == [f"{expected(engine, path, 'a4')[0][2]}\n" for path in files]
+
+
+def test_a_file_name_that_is_no_text(transcribe: Run, sound: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "caf\udce9.wav"  # Latin-1
+    try:
+        odd.write_bytes(sound.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    result = transcribe(odd, sound, "-f", "json", "-o", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads((tmp_path / "out" / "caf\udce9.wav.json").read_text(encoding="utf-8"))["file"] == str(odd)
+    printed = transcribe(odd, sound, "-f", "json")
+    assert [json.loads(line)["file"] for line in printed.lines] == [str(odd), str(sound)]
+
+
+# Containers and codecs.
+
+
+@pytest.mark.parametrize(("kind", "rotation"), [(MP4, 90), *((kind, 0) for kind in VIDEO_KINDS)])
+def test_videos_of_a_face(
+    transcribe: Run, tmp_path: Path, face_models: FaceModels, face_frames: Any, kind: Kind, rotation: int
+) -> None:
+    result = transcribe(write_face(tmp_path / f"clip.{kind.suffix}", face_frames, kind, rotation))
+    assert (result.code, result.err) == (0, "")
+    ((scale, num_tokens, _),) = rows(result.lines)
+    assert scale == "a4v2"
+    assert 38 <= num_tokens <= 42  # 1.6 s at 25 tokens a second
+
+
+@pytest.mark.parametrize("kind", [*VIDEO_KINDS, *SOUND_KINDS], ids=name_of)
+def test_sound_of_any_file(transcribe: Run, tmp_path: Path, kind: Kind) -> None:
+    result = transcribe(write_clip(tmp_path / f"clip.{kind.suffix}", kind), "--scale", "a4")
+    assert (result.code, result.err) == (0, "")
+    ((scale, num_tokens, _),) = rows(result.lines)
+    assert scale == "a4"
+    assert 24 <= num_tokens <= 26  # 2 s at 12.5 tokens a second
+
+
+@pytest.mark.parametrize("kind", SOUND_KINDS, ids=name_of)
+def test_the_best_of_sound_alone(transcribe: Run, tmp_path: Path, kind: Kind, face_models: FaceModels) -> None:
+    result = transcribe(write_clip(tmp_path / f"clip.{kind.suffix}", kind))
+    assert (result.code, result.err) == (0, "")
+    assert [scale for scale, _, _ in rows(result.lines)] == ["a4"]
+
+
+# What a file lacks.
+
+
+def flat(grey: int) -> Any:
+    """A picture of one colour."""
+    picture: NDArray[np.uint8] = np.full((96, 128, 3), grey, np.uint8)
+    return lambda _: picture
+
+
+def test_a_video_without_sound(transcribe: Run, tmp_path: Path, face_models: FaceModels, face_frames: Any) -> None:
+    clip = write_face(tmp_path / "mute.mp4", face_frames, Kind("mp4", "libx264", None))
+    seen = transcribe(clip, "--scale", "v2")
+    assert (seen.code, seen.err) == (0, "")
+    assert [scale for scale, _, _ in rows(seen.lines)] == ["v2"]
+    both = transcribe(clip, "--scale", "4,2")
+    assert both.code == 0
+    assert rows(both.lines) == rows(seen.lines)
+    assert both.errors == [f"mtsk: warning: {clip}: no sound for scale a4v2; v2 is used"]
+
+
+def test_sound_without_a_video(transcribe: Run, sound: Path, face_models: FaceModels) -> None:
+    heard = transcribe(sound, "--scale", "a4")
+    both = transcribe(sound, "--scale", "4,2")
+    assert both.code == 0
+    assert rows(both.lines) == rows(heard.lines)
+    assert both.errors == [f"mtsk: warning: {sound}: no video for scale a4v2; a4 is used"]
+    warned = transcribe(sound, "--scale", "4,2", "-f", "json")
+    assert json.loads(warned.out)["transcripts"][0]["warnings"] == ["no video for scale a4v2; a4 is used"]
+
+
+def test_a_black_video_with_sound(transcribe: Run, tmp_path: Path, face_models: FaceModels) -> None:
+    clip = write_clip(tmp_path / "black.mp4", MP4, picture=flat(0))
+    both = transcribe(clip, "--scale", "4,2")
+    assert both.code == 0
+    assert [scale for scale, _, _ in rows(both.lines)] == ["a4"]
+    assert f"mtsk: warning: {clip}: no face for scale a4v2; a4 is used" in both.errors
+    assert all(line.startswith(f"mtsk: warning: {clip}: ") for line in both.errors)
+    assert [scale for scale, _, _ in rows(transcribe(clip, "--scale", "all").lines)] == ["a4", "a16"]

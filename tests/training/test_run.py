@@ -1,0 +1,222 @@
+"""A whole run as a user starts it: refusals before anything is trained, the model at the end, interruptions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from lhotse import CutSet
+from lhotse.utils import fastcopy
+
+import mtsk
+from mtsk.commands import train as command
+from mtsk.config import AugmentConfig, TrainConfig, to_dict
+from mtsk.data.dataset import load_cuts
+from mtsk.training import run as run_module
+from mtsk.training import trainer
+from mtsk.training.joint_stage import JointStage
+from mtsk.training.run import TrainingData, start_run, train
+from mtsk.training.trainer import Run
+from tests.tiny import save_tiny_bases, tiny_config, tiny_model
+from tests.training.prepared import NUM_DEV, NUM_TRAIN, EvenAligner, tiny_train_config, write_data
+
+NUM_STEPS = 4
+
+# The folder of a run.
+
+
+def test_a_folder_with_a_run_is_refused_unless_resumed(tmp_path: Path) -> None:
+    config = tiny_train_config()
+    start_run(config, tmp_path / "made" / "run", resume=False)
+    with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
+        start_run(config, tmp_path / "made" / "run", resume=False)
+    start_run(config, tmp_path / "made" / "run", resume=True)
+    start_run(config, tmp_path / "new", resume=True)  # nothing there yet: it begins
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    config = tiny_train_config()
+    start_run(config, tmp_path, resume=False)
+    written = (tmp_path / "train.json").read_bytes()
+    others = [
+        replace(config, seed=4),
+        replace(config, warm_start=None),
+        replace(config, joint=replace(config.joint, projector_lr=2e-4)),
+        replace(config, model=tiny_config("ms")),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="another configuration"):
+            start_run(other, tmp_path, resume=True)
+    assert (tmp_path / "train.json").read_bytes() == written
+
+
+# The data.
+
+
+def test_only_train_and_dev_are_read(data_dir: Path) -> None:
+    """The test split and the evaluation noise of this folder can't be read at all."""
+    for split in ("test", "noise_test"):
+        with pytest.raises(Exception, match=r"gzip|split"):
+            load_cuts(data_dir, split)
+    data = TrainingData.load(data_dir)
+    assert {cut.id for cut in data.train} == {f"train_{i}" for i in range(NUM_TRAIN)}
+    assert {id for batch in data.dev_batches() for id in batch.ids} == {f"dev_{i}" for i in range(NUM_DEV)}
+    assert data.babble is not None
+    assert data.babble.draw(100, np.random.default_rng(0)).any()
+
+
+@pytest.mark.parametrize("missing", ["train", "dev"])
+def test_missing_splits_are_refused(tmp_path: Path, missing: str) -> None:
+    write_data(tmp_path / "data", noise=False)
+    assert TrainingData.load(tmp_path / "data").babble is None
+    (tmp_path / "data" / f"cuts_{missing}.jsonl.gz").unlink()
+    with pytest.raises(ValueError, match=f"no split '{missing}'"):
+        TrainingData.load(tmp_path / "data")
+    with pytest.raises(ValueError, match="prepare data first"):
+        TrainingData.load(tmp_path / "nowhere")
+
+
+# What would fail hours later.
+
+
+def _train(config: TrainConfig, data: TrainingData, out_dir: Path, accelerator: Accelerator) -> bool:
+    model = tiny_model(scales=config.model.scales)
+    return train(config, model, data, Run(out_dir, accelerator, 1, 100), lambda _: {})
+
+
+def test_utterances_too_long_for_the_encoder_are_refused(
+    data: TrainingData, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    config = tiny_train_config()
+    augment = AugmentConfig(speed=0.1, shift_s=0.2)
+    config = replace(config, warm_start=replace(config.warm_start, augment=augment))  # type: ignore[type-var]
+    allowed_s = (30.0 - 0.2) * 0.9
+    long = fastcopy(data.train["train_3"], id="long", duration=allowed_s + 0.01)
+    longer = replace(data, train=CutSet([*data.train, long]))
+    with pytest.raises(ValueError, match=r"1 utterances of the split train are too long, such as long.* 26\.82 s"):
+        _train(config, longer, tmp_path, accelerator)
+    too_long_dev = replace(data, dev=CutSet([fastcopy(long, duration=30.01)]))
+    with pytest.raises(ValueError, match=r"split dev are too long.* 30\.00 s"):
+        _train(config, too_long_dev, tmp_path, accelerator)
+    assert list(tmp_path.iterdir()) == []
+    mute = fastcopy(long, custom={**long.custom, "has_audio": False})  # its silence is not heard
+    run_module._check(config, tiny_model(), replace(data, train=CutSet([mute])))
+
+
+def test_what_the_configuration_lacks_is_refused(data: TrainingData, accelerator: Accelerator, tmp_path: Path) -> None:
+    lips_only = tiny_train_config(tiny_config(scales=("v2", "v5")))
+    with pytest.raises(ValueError, match=r"distill_weight needs a model with an audio encoder"):
+        _train(lips_only, data, tmp_path, accelerator)
+    with pytest.raises(ValueError, match="seed -1 given"):
+        _train(replace(tiny_train_config(), seed=-1), data, tmp_path, accelerator)
+    assert list(tmp_path.iterdir()) == []
+
+
+# From end to end.
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe on tiny base models, as a file."""
+    folder = tmp_path_factory.mktemp("recipe")
+    config = tiny_train_config(tiny_config("mss", sources=save_tiny_bases(folder)), num_steps=NUM_STEPS)
+    (folder / "recipe.json").write_text(json.dumps(to_dict(config)))
+    return folder / "recipe.json"
+
+
+@pytest.fixture(scope="module")
+def gaps_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data in which some lack lips, sound or word times, in both splits."""
+    return write_data(tmp_path_factory.mktemp("gaps") / "data", gaps=True)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, gaps_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run that was not interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        patch.setattr(run_module, "WhisperAligner", EvenAligner)
+        out_dir = tmp_path_factory.mktemp("runs") / "whole"
+        assert command.run(str(recipe), gaps_dir, out_dir, False, None) == 0
+        yield out_dir
+
+
+def test_the_model_of_a_run_transcribes(finished: Path, data_dir: Path) -> None:
+    engine = mtsk.load(finished / "model", device="cpu", dtype=torch.float32)
+    transcript = engine.transcribe(data_dir / "audio" / "dev_2.flac", "a4")
+    assert transcript.num_tokens == int(transcript.duration_s * 50) // 4
+    record = json.loads((finished / "model" / "config.json").read_text())
+    assert record["training"]["joint"]["optim"]["num_steps"] == NUM_STEPS
+    expected = json.loads((finished / "train.json").read_text())
+    assert {key: record["training"][key] for key in expected} == expected
+    assert (finished / "word_times.jsonl").read_text().count("\n") == 1  # of train_0
+    tensorboard = {path.name for path in (finished / "tensorboard").iterdir()}
+    assert tensorboard == {"video_encoder", "warm_start", "joint"}
+
+
+def test_an_interrupted_run_ends_with_the_same_model(
+    finished: Path, recipe: Path, gaps_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted as by Ctrl-C within each stage, between the steps that save; the last time while it validates."""
+    monkeypatch.setattr(run_module, "WhisperAligner", EvenAligner)
+    num_aligned = EvenAligner.num_aligned
+    _interrupt(monkeypatch, trainer, "set_rates", at=(1, 5, 9, 15))
+    _interrupt(monkeypatch, JointStage, "validate", at=(0,))
+    num_interruptions = 0
+    while True:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.manual_seed(num_interruptions)  # whatever was drawn before in this process
+        try:
+            command.run(str(recipe), gaps_dir, tmp_path / "run", num_interruptions > 0, None)
+            break
+        except KeyboardInterrupt:
+            num_interruptions += 1
+            assert not (tmp_path / "run" / "model").exists()
+    assert num_interruptions == 5
+    assert EvenAligner.num_aligned == num_aligned + 1
+    for name in ("model/model.safetensors", "model/config.json", "word_times.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def _interrupt(patch: pytest.MonkeyPatch, home: object, name: str, *, at: tuple[int, ...]) -> None:
+    """Lets some calls of a function end as by Ctrl-C, counted over all lives of the run."""
+    calls = itertools.count()
+    function = getattr(home, name)
+
+    def interrupted(*args: object) -> object:
+        if next(calls) in at:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    patch.setattr(home, name, interrupted)
+
+
+def test_development_figures_leave_out_what_lacks_a_modality(gaps_dir: Path) -> None:
+    """Of three utterances the second has no lips, the third no sound."""
+    data = TrainingData.load(gaps_dir)
+    model = tiny_model()
+    figures = command._validator(data)(model)
+    assert set(figures) == {f"{scale}{noise}" for scale in model.grid for noise in ("", "_0dB")}
+    few = replace(data, dev=data.dev.filter(lambda cut: cut.id == "dev_0").to_eager())
+    assert command._validator(few)(model)["a4v2"] == figures["a4v2"]
+    lips = replace(data, dev=data.dev.filter(lambda cut: cut.id == "dev_2").to_eager())
+    assert set(command._validator(lips)(model)) == {"v2", "v5", "v2_0dB", "v5_0dB"}
+
+
+def test_an_incomplete_command_is_refused(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(ValueError, match="mtsk train --list"):
+        command.run("grid-s1", None, tmp_path, False, None)
+    with pytest.raises(ValueError, match="no recipe 'grid'"):
+        command.run("grid", data_dir, tmp_path / "out", False, None)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        command.run(str(tmp_path / "broken.json"), data_dir, tmp_path / "out", False, None)
+    assert not (tmp_path / "out").exists()
