@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from lhotse import CutSet, MonoCut
+from lhotse.audio.utils import AudioLoadingError
 from torch.utils.data import Dataset
 
 from mtsk.config import AugmentConfig
@@ -114,9 +115,18 @@ class UtteranceDataset(Dataset[Example]):
 
 
 def read_example(cut: MonoCut) -> Example:
-    """Reads sound and lips of a cut."""
+    """Reads sound and lips of a cut.
+
+    Raises:
+        ValueError: if its sound can't be read.
+        OSError: if its lips can't be read.
+    """
     custom: dict[str, Any] = cut.custom or {}
-    waveform = cut.load_audio()[0] if custom.get("has_audio", True) else None
+    try:
+        waveform = cut.load_audio()[0] if custom.get("has_audio", True) else None
+    except AudioLoadingError:  # its message is many lines long
+        path = cut.recording.sources[0].source
+        raise ValueError(f"{path}: the sound of utterance {cut.id!r} can't be read; prepare the data again") from None
     mouth = custom["mouth"].load() if "mouth" in custom else None
     supervision = cut.supervisions[0]
     alignment = (supervision.alignment or {}).get("word", ())

@@ -150,21 +150,23 @@ class Engine:
                 self.grid.require(Scale.parse(name))
         started_s = time.perf_counter()
         media = self._load(source, scales, face)
-        if media.duration_s < MIN_DURATION_S:
+        heard = _Heard.of(media, face)
+        chosen = [pair for name in scales for pair in self._choose(name, heard)]
+        if media.duration_s < MIN_DURATION_S:  # not before: a modality that no scale asks for is not decoded
             raise MediaError(
                 f"{media.name}: {media.duration_s:.2f} s is too short; at least {MIN_DURATION_S} s is needed"
             )
-        heard = _Heard.of(media)
-        chosen = [pair for name in scales for pair in self._choose(name, heard)]
         media_s = time.perf_counter() - started_s
         started_s = time.perf_counter()
         segments = heard.segments()
         encoded = [self.encode(segments[i : i + _BATCH]) for i in range(0, len(segments), _BATCH)]
         encode_s = time.perf_counter() - started_s
-        transcripts = []
+        transcripts: list[Transcript] = []
         for scale, warnings in chosen:
             started_s = time.perf_counter()
             texts, num_tokens = self._decode_segments(encoded, scale)
+            if num_tokens == 0 and "all" in scales and transcripts:
+                continue  # the finer ones are those that the file allows
             if num_tokens == 0:
                 raise MediaError(f"{media.name}: {media.duration_s:.2f} s is too short for a token at scale {scale}")
             seconds = {"media": media_s, "encode": encode_s, "decode": time.perf_counter() - started_s}
@@ -231,7 +233,7 @@ class _Heard:
     missing: dict[str, str]  # modality -> why it can't be used
 
     @classmethod
-    def of(cls, media: Media) -> _Heard:
+    def of(cls, media: Media, face: int = 0) -> _Heard:
         missing = {}
         waveform, mouth = media.waveform, None
         if waveform is None:
@@ -240,8 +242,10 @@ class _Heard:
             waveform, missing["audio"] = None, "the sound is silent"
         if not media.has_video_stream:
             missing["video"] = "no video"
-        elif media.mouth is None or media.mouth.num_detected == 0:  # also if another face than asked for was seen
+        elif media.mouth is None or media.mouth.num_faces == 0:
             missing["video"] = "no face"
+        elif media.mouth.num_detected == 0:
+            missing["video"] = f"no face {face} (the video shows {media.mouth.num_faces}, counted from 0)"
         else:
             mouth = media.mouth.crops_THW
         return cls(media.name, waveform, mouth, media.duration_s, missing)
