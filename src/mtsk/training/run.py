@@ -104,6 +104,8 @@ def train(
             the configuration asks for is missing.
     """
     _check(config, model, data)
+    if model.device.type == "cpu":  # the backward of the fused attention is slower there, at sequences this short
+        model.llm.set_attn_implementation("eager")
     if config.video_encoder is not None or config.warm_start is not None:
         accelerator = run.accelerator
         with accelerator.main_process_first():  # which aligns; the others read what it wrote
