@@ -31,8 +31,9 @@ def grid_s1() -> TrainConfig:
             OptimConfig(num_steps=500, lr=1e-3, batch_s=48.0), augment=AugmentConfig(shift_s=0.16)
         ),
         joint=JointStageConfig(
-            OptimConfig(num_steps=200, lr=1.5e-3, warmup_share=0.05, clip_norm=1.0),
+            OptimConfig(num_steps=280, lr=2e-3, clip_norm=1.0),
             augment=AugmentConfig(shift_s=0.16),
+            projector_lr=3e-4,
             scales_per_step=4,
         ),
         seed=1,

@@ -96,7 +96,7 @@ def test_one_modality_needs_no_other_base(tmp_path: Path, sources: tuple[str, st
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.audio_encoder is None
-    assert set(read_record(tmp_path)["base"]) == {sources[0]}
+    assert set(read_record(tmp_path).base) == {sources[0]}
 
 
 def test_the_record_says_what_the_model_is(saved: Path, sources: tuple[str, str]) -> None:

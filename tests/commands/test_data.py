@@ -44,7 +44,7 @@ def test_folder(run: Run, tmp_path: Path) -> None:
     result = run("prepare", "folder", source, target, "--split", "dev", *NO_LIPS)
     assert result.code == 0
     assert result.lines[0].startswith("dev: 2 utterances")
-    assert "3 files prepared in this run" in result.out
+    assert "3 files read in this run" in result.out
     assert "1 files refused:" in result.out
     (refusal,) = (line for line in result.lines if line.startswith("  "))
     assert str(source / "letter.mp4") in refusal
@@ -55,13 +55,13 @@ def test_folder(run: Run, tmp_path: Path) -> None:
     assert (target / "cuts_dev.jsonl.gz").exists()
     again = run("prepare", "folder", source, target, "--split", "dev", *NO_LIPS)
     assert again.code == 0
-    assert "0 files prepared in this run" in again.out
+    assert "0 files read in this run" in again.out
     assert again.lines[0] == result.lines[0]
     write_sound(source / "u2.wav")
     (source / "u2.txt").write_text("bin blue")
     grown = run("prepare", "folder", source, target, "--split", "dev", *NO_LIPS)
     assert grown.lines[0].startswith("dev: 3 utterances")
-    assert "1 files prepared in this run" in grown.out
+    assert "1 files read in this run" in grown.out
 
 
 def test_folder_where_all_is_refused(run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | Non
     weights, config = (folder / f"{name}.tmp" for name in (WEIGHTS_FILE, CONFIG_FILE))
     save_file(tensors, weights)
     config.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    weights.chmod(config.stat().st_mode)  # safetensors makes files that only their owner reads
     weights.replace(folder / WEIGHTS_FILE)
     config.replace(folder / CONFIG_FILE)
 
@@ -77,16 +79,15 @@ def load_model(folder: Path) -> AvsrModel:
         ValueError: if the folder is no checkpoint, is of a newer format, or stands on other base weights.
     """
     record = read_record(folder)
-    config = from_dict(ModelConfig, record["model"])
-    for source in base_sources(config):
-        expected, found = record["base"].get(source), source_hash(source)
+    for source in base_sources(record.model):
+        expected, found = record.base.get(source), source_hash(source)
         if found != expected:
             message = f"{folder} was trained on {source} with hash {expected}, but the one here has {found}"
             if source not in EMBEDDED:
                 raise ValueError(message)
             # The same model from the hub instead of a wheel: other precision, so almost the same features.
             warnings.warn(f"{message}: another copy of the same model, results may differ a little", stacklevel=2)
-    model = build_model(config)
+    model = build_model(record.model)
     state = _trained_state(model)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     odd = {(name, value.shape) for name, value in tensors.items()} ^ {(n, value.shape) for n, value in state.items()}
@@ -101,11 +102,20 @@ def load_model(folder: Path) -> AvsrModel:
     return model.eval()
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of itself."""
+
+    model: ModelConfig
+    base: dict[str, str]  # base weights that it stands on -> their hash
+    training: dict[str, Any]  # how it was trained, empty if unknown
+
+
+def read_record(folder: Path) -> Record:
     """The `config.json` of a checkpoint.
 
     Raises:
-        ValueError: if there is none, it is no JSON, or of a newer format.
+        ValueError: naming the file, if there is none, it is no JSON, of a newer format, or not a valid configuration.
     """
     path = folder / CONFIG_FILE
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
@@ -121,7 +131,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     for key in ("model", "base"):
         if not isinstance(record.get(key), dict):
             raise ValueError(f"{path} has no table {key!r}")
-    return dict(record)
+    try:
+        return Record(from_dict(ModelConfig, record["model"]), record["base"], record.get("training") or {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

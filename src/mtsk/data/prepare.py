@@ -73,16 +73,16 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{split}: {count} utterances, {self.duration_h[split]:.2f} h"
+            f"{split}: {count} utterances, {self.duration_h[split]:.2g} h"
             for split, count in self.num_utterances.items()
         ]
         lines.append(
-            f"{self.num_new} files prepared in this run; {self.num_without_lips} utterances without lips, "
+            f"{self.num_new} files read in this run; {self.num_without_lips} utterances without lips, "
             f"{self.num_without_sound} without sound; of {self.num_frames} mouth crops {self.num_frames_interpolated} "
             f"interpolated, {self.num_frames_missing} without a face"
         )
         lines += self.notes
-        lines += [f"{len(self.refused)} files refused:"] if self.refused else []
+        lines += [f"refused: {len(self.refused)}"] if self.refused else []
         shown = list(self.refused.items())[:_NUM_REASONS_SHOWN]
         lines += [f"  {id}: {reason}" for id, reason in shown]
         if len(self.refused) > len(shown):

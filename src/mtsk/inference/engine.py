@@ -199,7 +199,7 @@ class Engine:
 
     def _tracker(self, face: int) -> MouthTracker:
         if face not in self._trackers:
-            self._trackers[face] = MouthTracker(face_models(), face=face)
+            self._trackers[face] = MouthTracker(face_models, face=face)
         return self._trackers[face]
 
     def _choose(self, name: str, heard: _Heard) -> list[tuple[Scale, tuple[str, ...]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,19 +52,26 @@ class MouthTracker:
     """Cuts mouths out of video. Holds two networks: one tracker per thread or process.
 
     Args:
-        models: where the networks lie.
+        models: where the networks lie, or a function that says so; read at the first video.
         face: which face is followed, by size: 0 is the largest.
 
     Raises:
-        ValueError: if `face` is negative or a model cannot be read.
+        ValueError: if `face` is negative; at the first video, if a model cannot be read.
     """
 
-    def __init__(self, models: FaceModels, *, face: int = 0) -> None:
+    def __init__(self, models: FaceModels | Callable[[], FaceModels], *, face: int = 0) -> None:
         if face < 0:
             raise ValueError(f"face counts the faces by size from 0 (the largest), {face} is not allowed")
         self.face = face
-        self._detector = FaceDetector(models.detection)
-        self._mesh = FaceMesh(models.landmarks)
+        self._find_models = models if callable(models) else lambda: models
+
+    @cached_property
+    def _detector(self) -> FaceDetector:
+        return FaceDetector(self._find_models().detection)
+
+    @cached_property
+    def _mesh(self) -> FaceMesh:
+        return FaceMesh(self._find_models().landmarks)
 
     def track(self, frames: Iterable[NDArray[np.uint8]]) -> MouthTrack:
         """Follows one face through the frames and cuts out its mouth.

@@ -124,6 +124,8 @@ def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
     """Refuses what would fail hours later."""
     if config.seed < 0:
         raise ValueError(f"seed {config.seed} given; a seed is a whole number from 0 up")
+    if model.grid.video_rates and config.video_encoder is None:
+        raise ValueError("the scales have video rates, but no stage trains the lip encoder: video_encoder is missing")
     if model.audio_encoder is None:
         if config.video_encoder is not None and config.video_encoder.distill_weight:
             raise ValueError("video_encoder.distill_weight needs a model with an audio encoder, or has to be 0")

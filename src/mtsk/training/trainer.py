@@ -83,7 +83,11 @@ def run_stage(stage: Stage, run: Run) -> bool:
         set_rates(optimizer, step, stage.optim)
         figures = stage.backward(batch, step)
         reduce_gradients(list(parameters.values()), run.accelerator)
-        norm = nn.utils.clip_grad_norm_(parameters.values(), stage.optim.clip_norm, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(parameters.values(), stage.optim.clip_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"{stage.name}: the gradients of step {step} are not finite; lower the learning rate"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if writer is not None:
