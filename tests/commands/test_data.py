@@ -45,7 +45,7 @@ def test_folder(run: Run, tmp_path: Path) -> None:
     assert result.code == 0
     assert result.lines[0].startswith("dev: 2 utterances")
     assert "3 files read in this run" in result.out
-    assert "1 files refused:" in result.out
+    assert "refused: 1" in result.out
     (refusal,) = (line for line in result.lines if line.startswith("  "))
     assert str(source / "letter.mp4") in refusal
     assert "allowed are media files" in refusal
@@ -67,7 +67,7 @@ def test_folder(run: Run, tmp_path: Path) -> None:
 def test_folder_where_all_is_refused(run: Run, tmp_path: Path) -> None:
     result = run("prepare", "folder", write_corpus(tmp_path / "source", 0), tmp_path / "target", *NO_LIPS)
     assert result.code == 1
-    assert "1 files refused:" in result.out
+    assert "refused: 1" in result.out
 
 
 def test_grid_with_lips(

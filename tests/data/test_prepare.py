@@ -119,7 +119,7 @@ def test_unusable_files_are_refused_with_reasons_and_stop_nothing(tmp_path):
     assert summary.num_utterances == {"train": 1}
     saved = json.loads((tmp_path / "dst" / "prepare.json").read_text())
     assert saved["refused"] == summary.refused
-    assert "4 files refused" in str(summary)
+    assert "refused: 4" in str(summary)
 
 
 def test_second_run_reads_nothing_and_changed_files_are_read_again(tmp_path, monkeypatch):
