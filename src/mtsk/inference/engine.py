@@ -28,7 +28,7 @@ from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Transcript
 
 MIN_DURATION_S = 0.25  # nothing is said in less; a model would make something up
 SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
-_BATCH = 8  # segments; memory does not grow with the length of a file
+_BATCH = 8  # segments; the memory for activations does not grow with the length of a file
 _TOKENS_PER_SECOND, _TOKENS_SPARE = 8.0, 16  # fast speech is under 5 words a second; a word is under 1.6 tokens
 
 

@@ -85,9 +85,7 @@ def run_stage(stage: Stage, run: Run) -> bool:
         reduce_gradients(list(parameters.values()), run.accelerator)
         norm = nn.utils.clip_grad_norm_(parameters.values(), stage.optim.clip_norm)
         if not torch.isfinite(norm):
-            raise ValueError(
-                f"{stage.name}: the gradients of step {step} are not finite; lower the learning rate"
-            )
+            raise ValueError(f"{stage.name}: the gradients of step {step} are not finite; lower the learning rate")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if writer is not None:
