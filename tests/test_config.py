@@ -20,7 +20,7 @@ from mtsk.config import (
     from_dict,
     to_dict,
 )
-from mtsk.scale import ScaleGrid
+from mtsk.scale import Scale, ScaleGrid
 
 SCALES = ScaleGrid.joint((4, 16), (2, 5)).scales
 OPTIM = OptimConfig(num_steps=3, lr=1e-3)
@@ -51,7 +51,7 @@ def test_scales_are_written_as_text() -> None:
 
 
 def test_sound_alone_needs_no_lips() -> None:
-    config = ModelConfig(scales=ScaleGrid.parse(["a4"]).scales, video=None)
+    config = ModelConfig(scales=(Scale.parse("a4"),), video=None)
     assert from_dict(ModelConfig, to_dict(config)) == config
 
 
@@ -120,4 +120,4 @@ def test_whole_numbers_do_for_fractions() -> None:
 @pytest.mark.parametrize(("scales", "lacking"), [(["a4"], "audio"), (["v2"], "video"), (["a4v2"], "video")])
 def test_a_scale_needs_its_encoder(scales: list[str], lacking: str) -> None:
     with pytest.raises(ValueError, match=f"the model has no {lacking} encoder"):
-        ModelConfig(scales=ScaleGrid.parse(scales).scales, **{lacking: None})  # type: ignore[arg-type]
+        ModelConfig(scales=tuple(map(Scale.parse, scales)), **{lacking: None})  # type: ignore[arg-type]

@@ -13,6 +13,11 @@ from mtsk.scale import Scale, ScaleGrid
 T = TypeVar("T")
 
 
+def _require(holds: bool, name: str, given: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {given!r}; allowed is {allowed}")
+
+
 @dataclass(frozen=True)
 class AudioEncoderConfig:
     """A frozen Whisper encoder."""
@@ -53,6 +58,10 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
+        _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,14 @@ class AugmentConfig:
     video_mask_s: float = 0.3
     """Longest frozen stretch of lips, one drawn for each second of video; 0 for none."""
 
+    def __post_init__(self) -> None:
+        for name in ("noise_prob", "flip_prob"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        for name in ("speed", "mouth_contrast"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
+        for name in ("gain_db", "shift_s", "mouth_shift_px", "audio_mask_s", "video_mask_s"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -115,6 +132,12 @@ class OptimConfig:
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, "num_steps", self.num_steps, "1 or more")
+        for name in ("lr", "batch_s", "clip_norm"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 <= self.warmup_share <= 1, "warmup_share", self.warmup_share, "from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,10 @@ class JointStageConfig:
     scales_per_step: int | None = None
     """Scales drawn for a step, each as likely; None: all of them, as in the paper."""
 
+    def __post_init__(self) -> None:
+        wanted = self.scales_per_step
+        _require(wanted is None or wanted >= 1, "scales_per_step", wanted, "1 or more, or null for all")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -168,6 +195,11 @@ class TrainConfig:
     """Augmented views per utterance whose frozen features are cached on disk; 0: fresh views, nothing cached."""
     save_every: int = 100
     num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
+        for name in ("seed", "cache_views", "num_workers"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
 
 def _converter() -> cattrs.Converter:

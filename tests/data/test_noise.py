@@ -57,6 +57,30 @@ def test_noise_needs_both_sets(tmp_path):
         Babble.load(tmp_path, "test")
 
 
+def test_unusable_noise_is_left_out_and_named(tmp_path, capsys):
+    src = write_tones(tmp_path / "src", 12)
+    (src / "2-1-1.flac").write_bytes(b"no sound" * 100)
+    soundfile.write(src / "3-1-1.flac", np.zeros(8000), 16_000)
+    counts = prepare_noise(src, tmp_path / "dst", num_workers=0)
+    said = capsys.readouterr().err
+    assert "2 recordings refused" in said
+    assert "2-1-1.flac: cannot be read" in said
+    assert "3-1-1.flac: there is no sound" in said
+    assert sum(counts.values()) == 12
+    for split in ("train", "test"):
+        recordings = RecordingSet.from_file(tmp_path / "dst" / f"noise_{split}.jsonl.gz")
+        assert len(recordings) == counts[split]
+        assert not {"2-1-1", "3-1-1"} & set(recordings.ids)
+
+
+def test_noise_with_nothing_usable_for_one_set(tmp_path):
+    soundfile.write(tmp_path / "2-1-1.flac", tone(), 16_000)
+    (tmp_path / "3-1-1.flac").write_bytes(b"no sound" * 100)
+    with pytest.raises(ValueError, match=r"usable recordings, \{'train': 1, 'test': 0\}"):
+        prepare_noise(tmp_path, tmp_path / "dst", num_workers=0)
+    assert not list((tmp_path / "dst").glob("noise_*"))
+
+
 def test_babble_sums_at_equal_level_and_wraps_round(tmp_path):
     rng = np.random.default_rng(1)
     recordings = [0.3 * rng.standard_normal(4000), 0.003 * rng.standard_normal(4000)]

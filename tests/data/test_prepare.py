@@ -144,6 +144,26 @@ def test_second_run_reads_nothing_and_changed_files_are_read_again(tmp_path, mon
     assert cuts["u02"].duration == 0.5
 
 
+def test_another_pipeline_makes_everything_anew(tmp_path, monkeypatch):
+    src = write_tones(tmp_path / "src", 2)
+    run(folder.list_sources(src, "train"), tmp_path / "dst")
+    monkeypatch.setattr(prepare_module, "PIPELINE_VERSION", prepare_module.PIPELINE_VERSION + 1)
+    assert run(folder.list_sources(src, "train"), tmp_path / "dst").num_new == 2
+    assert run(folder.list_sources(src, "train"), tmp_path / "dst").num_new == 0
+
+
+def test_a_text_in_another_encoding_is_refused_alone(tmp_path):
+    src = write_tones(tmp_path / "src", 3)
+    (src / "u00.txt").write_bytes("\ufeffgrün".encode())
+    (src / "u01.txt").write_bytes("grün".encode("latin-1"))
+    summary = run(folder.list_sources(src, "train"), tmp_path / "dst")
+    assert list(summary.refused) == ["u01"]
+    assert "u01.txt is not in UTF-8" in summary.refused["u01"]
+    assert load_cuts(tmp_path / "dst", "train")["u00"].supervisions[0].text == "grün"
+    (src / "u01.txt").write_text("grün", encoding="utf-8")
+    assert run(folder.list_sources(src, "train"), tmp_path / "dst").num_utterances == {"train": 3}
+
+
 def test_moving_to_another_split_leaves_no_copy_behind(tmp_path):
     src = write_tones(tmp_path / "src", 2)
     run(folder.list_sources(src, "train"), tmp_path / "dst")

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mtsk.data import workers
 from mtsk.data.workers import Died, map_unordered
 
 
@@ -41,6 +42,16 @@ def test_a_crash_costs_one_item():
 def test_exceptions_arrive():
     with pytest.raises(KeyError):
         list(map_unordered(fail, [1], 1))
+
+
+def end_at_once() -> None:
+    os._exit(1)
+
+
+def test_no_worker_at_all_is_an_error_for_users(monkeypatch):
+    monkeypatch.setattr(workers, "_start_worker", end_at_once)
+    with pytest.raises(ValueError, match=r"2 worker processes asked for.*allowed is 0 too"):
+        list(map_unordered(square, [1], 2))
 
 
 _SCRIPT = """

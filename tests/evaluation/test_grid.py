@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mtsk.evaluation.grid import NO_INPUT, Peer, Row, evaluate
+from mtsk.evaluation.grid import NO_INPUT, Peer, Row, evaluate, measure
 from mtsk.scale import Scale
 from mtsk.types import Example
 
@@ -38,18 +39,29 @@ class Planted:
         self.encoded.append(examples)
         return examples
 
-    def decode(self, encoded: Sequence[Example], scale: Scale) -> list[str]:
-        self.decoded.append((scale, tuple(example.id for example in encoded)))
+    def usable(self, encoded: Sequence[Example], scale: Scale) -> list[int]:
+        """Lips of a single frame are too short."""
+        return [
+            row
+            for row, example in enumerate(encoded)
+            if (scale.audio is None or example.waveform is not None)
+            and (scale.video is None or (example.mouth is not None and len(example.mouth) > 1))
+        ]
+
+    def decode(self, encoded: Sequence[Example], scale: Scale, rows: Sequence[int]) -> list[str]:
+        chosen = [encoded[row] for row in rows]
+        assert self.usable(chosen, scale) == list(range(len(chosen)))
+        self.decoded.append((scale, tuple(example.id for example in chosen)))
         texts = []
-        for example in encoded:
+        for example in chosen:
             noisy = scale.audio is not None and example.waveform is not None and bool(example.waveform.any())
             num_wrong = self.wrong[scale] + noisy
             words = example.text.split()
             texts.append(" ".join(words[: len(words) - num_wrong] + ["wrong"] * num_wrong))
         return texts
 
-    def decode_no_input(self, num_texts: int) -> list[str]:
-        return ["place green with o six please"] * num_texts
+    def decode_no_input(self, examples: Sequence[Example]) -> list[str]:
+        return ["place green with o six please"] * len(examples)
 
 
 class Echo:
@@ -145,14 +157,45 @@ def test_progress_is_shown(tmp_path):
     assert "4 utterances" in file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("scale", "lacking", "message"),
-    [(V2, {"mouth": None}, "v2 needs lips, but utterance 'x'"), (A4V2, {"waveform": None}, "a4v2 needs sound")],
-)
-def test_a_lacking_modality_is_an_error(tmp_path, scale, lacking, message):
-    example = Example(**{"id": "x", "waveform": WAVEFORM, "mouth": MOUTH, "text": "a", **lacking})
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, Planted({scale: 0}), [scale], dataset_of=lambda _: [[example]])
+def gaps_at(snr_db: float | None) -> list[list[Example]]:
+    """The first utterance has no lips, the second too short ones, the third no sound; the fourth has all."""
+    (u0, u1), (u2, u3) = examples_at(snr_db)
+    return [[replace(u0, mouth=None), replace(u1, mouth=MOUTH[:1])], [replace(u2, waveform=None), u3]]
+
+
+def test_what_a_scale_cannot_use_is_left_out_and_told(tmp_path):
+    file = io.StringIO()
+    recognizer = Planted({A4: 1, V2: 2, A4V2: 0})
+    rows = evaluate(
+        recognizer, gaps_at, [A4, V2, A4V2], [None, -5.0], out_dir=tmp_path, console=Console(file=file, width=40)
+    )
+    used = {(row.name, row.snr_db): [each.utterance for each in row.hypotheses] for row in rows}
+    for snr_db in (None, -5.0):
+        assert used["a4", snr_db] == ["u0", "u1", "u3"]
+        assert used["v2", snr_db] == ["u2", "u3"]
+        assert used["a4v2", snr_db] == ["u3"]
+        assert used[NO_INPUT, snr_db] == ["u0", "u1", "u2", "u3"]
+    rates = {row.name: row.rate for row in rows if row.snr_db is None}
+    assert rates["a4"].value == pytest.approx(1 / 6)
+    assert (rates["a4"].words, rates["a4"].utterances) == (18, 3)
+    assert [line for line in file.getvalue().splitlines() if "warning" in line] == [
+        "mtsk: warning: a4: 1 of 4 utterances left out: no sound or too short",
+        "mtsk: warning: v2: 2 of 4 utterances left out: no lips or too short",
+        "mtsk: warning: a4v2: 3 of 4 utterances left out: no sound, no lips or too short",
+    ]
+
+
+def test_a_scale_that_no_utterance_reaches_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="none of the 2 utterances can be used at v2 a4v2"):
+        run(tmp_path, Planted({A4: 0}), [A4, V2, A4V2], dataset_of=lambda snr_db: gaps_at(snr_db)[:1])
+
+
+def test_measure_is_the_row_of_the_grid(tmp_path):
+    scales = [A4, V2, A4V2]
+    rows = run(tmp_path, Planted({A4: 1, V2: 2, A4V2: 0}), scales, [-5.0], dataset_of=gaps_at)
+    rates = measure(Planted({A4: 1, V2: 2, A4V2: 0}), gaps_at(-5.0), scales)
+    assert rates == {row.scale: row.rate for row in rows if row.scale is not None}
+    assert set(measure(Planted({A4: 1}), gaps_at(None)[:1], scales)) == {A4}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from mtsk.evaluation.grid import NO_INPUT, Hypothesis, Row
-from mtsk.evaluation.report import FIELDS, plot, print_slots, print_table, slot_errors, write_report
+from mtsk.evaluation.report import FIELDS, have_slots, plot, print_slots, print_table, slot_errors, write_report
 from mtsk.evaluation.wer import Rate
 from mtsk.scale import Scale
 
@@ -126,3 +126,6 @@ def test_slot_errors_need_one_length():
     odd = row("a4", None, 0.0, [Hypothesis("u0", "a b", "a b"), Hypothesis("u1", "a", "a")])
     with pytest.raises(ValueError, match=r"these have \[1, 2\] words"):
         slot_errors([odd])
+    assert have_slots(slot_rows())
+    assert not have_slots([odd])
+    assert not have_slots([row("a4", None, 0.0, [Hypothesis("u0", "a", "a"), Hypothesis("u1", "b", "a")])])

@@ -24,14 +24,17 @@ def engine() -> Engine:
 
 
 def _media(
-    audio_s: float | None = 2.0, video_s: float | None = 2.0, *, num_faces: int = 1, num_detected: int | None = None
-) -> Media:
+    audio_s: float | None = 2.0, video_s: float | None = 2.0, *,
+    num_faces: int = 1, num_detected: int | None = None, num_interpolated: int = 0,
+) -> Media:  # fmt: skip
     """What a file of so many seconds would hold."""
     example = tiny_example("", audio_s, None if video_s is None else round(video_s * VIDEO_FPS))
     mouth = None
     if example.mouth is not None:
         seen = len(example.mouth) if num_faces and num_detected is None else num_detected or 0
-        mouth = MouthTrack(example.mouth, seen, 0, len(example.mouth) - seen, num_faces)
+        mouth = MouthTrack(
+            example.mouth, seen, num_interpolated, len(example.mouth) - seen - num_interpolated, num_faces
+        )
     return Media("clip.mp4", example.waveform, mouth, max(audio_s or 0.0, video_s or 0.0), video_s is not None)
 
 
@@ -75,10 +78,39 @@ def test_modalities_that_no_example_has_are_not_encoded(engine: Engine) -> None:
         engine.decode(encoded, Scale.parse("a3"))
 
 
-def test_no_input_is_one_text_for_all(engine: Engine) -> None:
-    texts = engine.decode_no_input(3)
-    assert len(texts) == 3
-    assert len(set(texts)) == 1
+def test_chosen_rows_are_decoded_as_in_the_batch(engine: Engine) -> None:
+    scale, encoded = Scale.parse("a4v2"), engine.encode(tiny_examples())
+    texts = engine.decode(encoded, scale)
+    assert engine.decode(encoded, scale, [2, 0]) == [texts[2], texts[0]]
+
+
+def test_usable_rows_have_a_token_of_each_modality(engine: Engine) -> None:
+    examples = [tiny_example("", 1.0, 25), tiny_example("", 1.0, None), tiny_example("", 1.0, 4)]
+    encoded = engine.encode([*examples, tiny_example("", None, 25)])
+    usable = {name: engine.usable(encoded, Scale.parse(name)) for name in ("a4", "v2", "v5", "a4v2", "a16v5")}
+    assert usable == {"a4": [0, 1, 2], "v2": [0, 2, 3], "v5": [0, 3], "a4v2": [0, 2], "a16v5": [0]}
+    assert engine.usable(engine.encode(examples[1:2]), Scale.parse("v2")) == []
+
+
+def test_no_input_is_one_text_cut_by_each_duration(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[list[int]] = []
+
+    def greedy(model: object, inputs: object, scales: object, max_new_tokens: list[int]) -> list[list[int]]:
+        limits.append(max_new_tokens)
+        return [list(range(max_new_tokens[0]))]  # a model that never ends
+
+    monkeypatch.setattr(engine_module, "greedy", greedy)
+    monkeypatch.setattr(type(engine.model.prompts), "decode", lambda self, ids: str(len(ids)))
+    examples = [tiny_example("", 1.0, None), tiny_example("", 0.5, 75), tiny_example("", None, 50)]
+    assert engine.decode_no_input(examples) == ["24", "40", "32"]
+    assert limits == [[40]]
+
+
+def test_no_input_is_the_same_in_any_batch(engine: Engine) -> None:
+    examples = tiny_examples()
+    texts = engine.decode_no_input(examples)
+    assert all(texts)
+    assert texts == [engine.decode_no_input([example])[0] for example in examples]
 
 
 def test_half_precision_runs() -> None:
@@ -165,6 +197,36 @@ def test_what_cannot_be_read_is_refused(engine: Engine, play: Any, media: Media,
     play(media)
     with pytest.raises(MediaError, match=said):
         engine.transcribe_scales("clip.mp4", [scale])
+
+
+@pytest.mark.parametrize(
+    ("num_detected", "num_interpolated", "readable"),
+    [
+        (1, 40, False),  # one sighting, by mistake, and a second on either side that counts as interpolated
+        (9, 0, False),
+        (10, 0, True),  # of 50 frames: a fifth
+        (4, 5, False),
+        (4, 6, True),  # a face that is lost on most frames, but found again and again
+    ],
+)
+def test_a_face_on_few_frames_counts_as_no_lips(
+    engine: Engine, play: Any, num_detected: int, num_interpolated: int, readable: bool
+) -> None:
+    play(_media(num_detected=num_detected, num_interpolated=num_interpolated))
+    transcript = engine.transcribe("clip.mp4", "a4v2")
+    warning = f"a face on only {num_detected} of 50 frames for scale a4v2; a4 is used"
+    assert transcript.warnings == (() if readable else (warning,))
+    assert str(engine.transcribe("clip.mp4").scale) == ("a4v2" if readable else "a4")
+
+
+def test_segments_of_one_modality_are_told(engine: Engine, play: Any) -> None:
+    """The video ends within the first segment."""
+    media = _media(20.0, 8.0)
+    _quiet_between(media, 12.0)
+    play(media)
+    transcript = engine.transcribe("clip.mp4", "a16v5")
+    assert transcript.warnings == ("a16 is used instead of a16v5 for 1 of 2 segments",)
+    assert transcript.num_tokens == 40 + 20 * 50 // 16
 
 
 def test_digital_silence_counts_as_no_sound(engine: Engine, play: Any) -> None:

@@ -14,7 +14,7 @@ from mtsk.model.adapters import AdapterBank, LoraLinear, adapter_table
 from mtsk.scale import Scale, ScaleGrid
 from tests.tiny import tiny_causal_lm
 
-GRID = ScaleGrid.parse(["a4", "a16", "a4v2"])
+GRID = ScaleGrid(tuple(map(Scale.parse, ["a4", "a16", "a4v2"])))
 A4, A16, A4V2 = GRID.scales
 RANK, ALPHA = 3, 7.0
 STRATEGIES = ("ms", "ss", "mss")

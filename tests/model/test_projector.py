@@ -1,4 +1,4 @@
-"""Projectors: one per rate, each row as if alone, a coarse one started from a fine one."""
+"""Projectors: one per rate, each row as if alone."""
 
 import pytest
 import torch
@@ -51,43 +51,6 @@ def test_forward_is_linear_relu_linear() -> None:
     hidden = (tokens @ projector.up.weight.T + projector.up.bias).clamp(min=0)
     expected = hidden @ projector.down.weight.T + projector.down.bias
     torch.testing.assert_close(projector(tokens), expected)
-
-
-@pytest.mark.parametrize("coarser", [4, 6])
-@torch.no_grad()
-def test_stacked_copy_reads_the_mean_of_the_finer_groups(coarser: int) -> None:
-    projectors = _projectors("stack", PLAIN)
-    projectors.copy_rate(2, coarser)
-    groups = torch.randn(3, coarser // 2, 2 * DIM)  # as many groups of the finer rate as the coarser spans
-    coarse = projectors.at_rate[str(coarser)](groups.flatten(1)[None])
-    fine = projectors.at_rate["2"](groups.mean(dim=1)[None])
-    torch.testing.assert_close(coarse, fine, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("config", [PLAIN, ProjectorConfig(hidden=16)])
-@torch.no_grad()
-def test_averaged_copy_is_the_finer_projector(config: ProjectorConfig) -> None:
-    projectors = _projectors("average", config)
-    projectors.copy_rate(2, 6)
-    tokens = torch.randn(1, 5, DIM)
-    assert torch.equal(projectors.at_rate["6"](tokens), projectors.at_rate["2"](tokens))
-
-
-@torch.no_grad()
-def test_copy_is_independent_of_its_source() -> None:
-    projectors = _projectors("average", PLAIN)
-    projectors.copy_rate(2, 4)
-    source, target = projectors.at_rate["2"], projectors.at_rate["4"]
-    assert isinstance(source, Projector)
-    assert isinstance(target, Projector)
-    source.up.weight.zero_()
-    assert target.up.weight.any()
-
-
-@pytest.mark.parametrize(("finer", "coarser"), [(4, 6), (4, 2)])
-def test_stacked_copy_needs_a_multiple(finer: int, coarser: int) -> None:
-    with pytest.raises(ValueError, match=f"rate {coarser} is no multiple of rate {finer}"):
-        _projectors("stack", PLAIN).copy_rate(finer, coarser)
 
 
 def test_rates_are_sorted_as_numbers() -> None:

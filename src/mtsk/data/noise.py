@@ -6,6 +6,7 @@ The talkers of the training noise are never those of the evaluation noise.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ NoiseSplit = Literal["train", "test"]
 
 _LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
 _MAX_CACHED_S = 3600.0  # 115 MB
+_NUM_REASONS_SHOWN = 10
 
 
 def prepare_noise(src: Path, dst: Path, *, num_workers: int = 1) -> dict[str, int]:
@@ -33,32 +35,54 @@ def prepare_noise(src: Path, dst: Path, *, num_workers: int = 1) -> dict[str, in
 
     Talkers of the two sets are disjoint: of files with LibriSpeech names (`<talker>-<chapter>-<number>`) even talkers
     train and odd ones test; others are divided by a hash of their names. What is there already is not read again.
+    A recording that can't be used is left out and named on stderr with the reason.
 
     Returns:
         The number of recordings of each set.
 
     Raises:
-        ValueError: if the folder has no recordings, or one set would be empty.
-        MediaError: if a recording can't be read.
+        ValueError: if one of the sets would be empty.
+        OSError: if `dst` can't be written.
     """
     files = sorted(path for path in src.rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES)
     named = {"_".join(path.relative_to(src).with_suffix("").parts): path for path in files}
     if len(named) < len(files):
         raise ValueError(f"{src} has recordings that differ in the suffix alone; one of a name is allowed")
     splits = {split: [name for name in named if noise_split(named[name].stem) == split] for split in ("train", "test")}
-    if not all(splits.values()):
-        counts = {split: len(names) for split, names in splits.items()}
-        raise ValueError(f"{src} has too few recordings, {counts}: training and test noise need some each")
+    _check_counts(src, splits)
     (dst / "noise").mkdir(parents=True, exist_ok=True)
     todo = [item for item in named.items() if not (dst / "noise" / f"{item[0]}.flac").exists()]
+    refused: dict[str, str] = {}
     for result in map_unordered(partial(_copy, folder=dst / "noise"), todo, num_workers):
         if isinstance(result, Died):
-            raise MediaError(f"{result.item[1]}: the process that read it died")
+            name, path = result.item
+            refused[name] = f"{path}: the process that read it died"
+        elif result is not None:
+            refused[result[0]] = result[1]
+    _print_refused(refused)
+    splits = {split: [name for name in names if name not in refused] for split, names in splits.items()}
+    _check_counts(src, splits)
     for split, names in splits.items():
         unfinished = dst / f".unfinished_noise_{split}.jsonl.gz"
         RecordingSet(_recording(dst, name) for name in names).to_file(unfinished)
         unfinished.replace(dst / f"noise_{split}.jsonl.gz")
     return {split: len(names) for split, names in splits.items()}
+
+
+def _check_counts(src: Path, splits: dict[str, list[str]]) -> None:
+    if not all(splits.values()):
+        counts = {split: len(names) for split, names in splits.items()}
+        raise ValueError(f"{src} has too few usable recordings, {counts}: training and test noise need some each")
+
+
+def _print_refused(refused: dict[str, str]) -> None:
+    if not refused:
+        return
+    reasons = [reason for _, reason in sorted(refused.items())]
+    more = len(reasons) - _NUM_REASONS_SHOWN
+    lines = [f"noise: {len(reasons)} recordings refused", *(f"  {reason}" for reason in reasons[:_NUM_REASONS_SHOWN])]
+    lines += [f"  ... and {more} more"] if more > 0 else []
+    print("\n".join(lines), file=sys.stderr)
 
 
 def noise_split(stem: str) -> NoiseSplit:
@@ -155,14 +179,19 @@ def _wrapped(samples: NDArray[np.int16], start: int, num_samples: int) -> NDArra
     )
 
 
-def _copy(item: tuple[str, Path], folder: Path) -> None:
+def _copy(item: tuple[str, Path], folder: Path) -> tuple[str, str] | None:
+    """None, or the name of a recording and why it can't be used."""
     name, path = item
-    media = load_media(path, tracker=None)
+    try:
+        media = load_media(path, tracker=None)
+    except (MediaError, OSError) as error:
+        return name, str(error)
     if media.waveform is None or not media.waveform.any():
-        raise MediaError(f"{path}: there is no sound in it")
+        return name, f"{path}: there is no sound in it"
     unfinished = folder / f".unfinished_{name}.flac"
     soundfile.write(unfinished, np.clip(media.waveform, -1.0, 1.0), SAMPLE_RATE_HZ, subtype="PCM_16")
     unfinished.replace(folder / f"{name}.flac")
+    return None
 
 
 def _recording(dst: Path, name: str) -> Recording:

@@ -34,6 +34,9 @@ from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
 _LOG = "prepare_log.jsonl"
 _SUMMARY = "prepare.json"
 _NUM_REASONS_SHOWN = 10
+PIPELINE_VERSION = 1
+"""Part of what says whether a file is done. Raise it when a change to `mtsk.media` or to this module makes another
+result of the same file, in sound, mouth crops or manifest: prepared folders are then made anew by the next run."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ def _prepare_one(keyed: tuple[Source, str], *, dst: Path, settings: Settings) ->
     """Reads a file, writes its sound and lips, and describes them."""
     source, key = keyed
     refused = partial(_Record, source.id, source.split, key, None)
+    if source.refusal:
+        return refused(source.refusal)
     if not source.text.strip():
         return refused("it has no text")
     tracker = _tracker(settings)
@@ -253,7 +258,8 @@ def _key(source: Source, settings: Settings) -> str:
         file = "missing"
     words = ";".join(f"{word.text},{word.start_s},{word.end_s}" for word in source.words)
     lips = "none" if settings.face_models is None else settings.face
-    return f"{file}|{source.split}|{source.speaker}|{source.text}|{words}|lips={lips}"
+    text = f"{source.text}|{source.refusal}|{words}"
+    return f"{file}|{source.split}|{source.speaker}|{text}|lips={lips}|pipeline={PIPELINE_VERSION}"
 
 
 def _is_due(record: _Record | None, key: str) -> bool:

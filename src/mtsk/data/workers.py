@@ -32,7 +32,7 @@ def map_unordered(
     `Died`. An exception of `function` is raised here. `num_workers` of 0 works in this process.
 
     Raises:
-        RuntimeError: if no process can be started at all.
+        ValueError: if no process can be started at all.
     """
     if num_workers == 0:
         yield from map(function, items)
@@ -88,7 +88,10 @@ def _pool(num_workers: int) -> ProcessPoolExecutor:
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
-        raise RuntimeError("worker processes end before they do anything; try num_workers=0") from error
+        raise ValueError(
+            f"{num_workers} worker processes asked for, but they end before they do anything (out of memory, or a "
+            "script that lacks `if __name__ == '__main__':`); allowed is 0 too, which works without them"
+        ) from error
     return pool
 
 

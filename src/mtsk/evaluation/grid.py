@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TextIO, TypeVar
@@ -28,12 +28,16 @@ class Recognizer(Protocol[Encoded]):
         """Encodes the modalities that the examples have, once."""
         ...
 
-    def decode(self, encoded: Encoded, scale: Scale) -> list[str]:
-        """One text per example."""
+    def usable(self, encoded: Encoded, scale: Scale) -> list[int]:
+        """Which examples, by position, have what the scale needs, and enough of it for one token."""
         ...
 
-    def decode_no_input(self, num_texts: int) -> list[str]:
-        """So many texts from the prompt alone: what the model writes without sound and lips."""
+    def decode(self, encoded: Encoded, scale: Scale, rows: Sequence[int]) -> list[str]:
+        """One text for each of the examples at these positions, at least one, all of them usable at the scale."""
+        ...
+
+    def decode_no_input(self, examples: Sequence[Example]) -> list[str]:
+        """One text per example, as long as its duration allows, but from the prompt alone, without sound and lips."""
         ...
 
 
@@ -79,6 +83,7 @@ def evaluate(
 
     A batch is encoded once for all scales. Noise touches the sound alone, so lips alone, and no input, are decoded at
     the first SNR only and stand for the others too. Hypotheses go to `hypotheses.jsonl` in `out_dir` as they come.
+    Utterances that a scale can't use are left out of its row, and their number is told on the console.
 
     Args:
         recognizer: the model.
@@ -87,22 +92,20 @@ def evaluate(
         snrs_db: columns of the grid.
         peers: name -> another system.
         out_dir: made if it is missing; an earlier file of hypotheses is replaced.
-        console: for the progress line.
+        console: for the progress line and the warnings.
 
     Returns:
         One row per (SNR, name): within an SNR the scales as given, then the peers, then no input.
 
     Raises:
-        ValueError: if there is no SNR, a name or SNR comes twice, an utterance lacks a modality that a scale needs, or
-            the data set is empty.
+        ValueError: if there is no SNR or utterance, a name or SNR comes twice, or a scale can use no utterance.
     """
     peers = peers or {}
     scales, snrs_db = tuple(scales), tuple(snrs_db)
     _check_grid([*map(str, scales), *peers, NO_INPUT], snrs_db)
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with (out_dir / HYPOTHESES_FILE).open("w", encoding="utf-8") as file, Progress(*columns, console=console) as live:
+    with (out_dir / HYPOTHESES_FILE).open("w", encoding="utf-8") as file, _progress(console) as live:
         task = live.add_task("", total=None)
         fixed: dict[str, list[Hypothesis]] = {}  # what the noise does not touch
         for snr_db in snrs_db:
@@ -111,17 +114,37 @@ def evaluate(
                 column.add(name, hypotheses)
             noisy = [scale for scale in scales if str(scale) not in fixed]
             for examples in dataset_of(snr_db):
-                _run_scales(recognizer, examples, noisy, column)
+                for scale, hypotheses in _recognize(recognizer, examples, noisy):
+                    column.add(str(scale), hypotheses)
                 for name, peer in peers.items():
                     column.add(name, _pair(examples, peer.transcribe(examples)))
                 if NO_INPUT not in fixed:
-                    column.add(NO_INPUT, _pair(examples, recognizer.decode_no_input(len(examples))))
+                    column.add(NO_INPUT, _pair(examples, recognizer.decode_no_input(examples)))
+            warnings = _left_out(column.hypotheses, scales)
             names = {**{str(scale): scale for scale in scales}, **dict.fromkeys((*peers, NO_INPUT))}
             rows += [column.row(name, scale) for name, scale in names.items()]
             if not fixed:
                 untouched = [str(scale) for scale in scales if scale.audio is None]
                 fixed = {name: column.hypotheses[name] for name in (*untouched, NO_INPUT)}
+    for warning in warnings:
+        live.console.print(f"mtsk: warning: {warning}", highlight=False, soft_wrap=True)
     return rows
+
+
+def measure(
+    recognizer: Recognizer[Encoded], batches: Iterable[Sequence[Example]], scales: Iterable[Scale]
+) -> dict[Scale, Rate]:
+    """WER at each scale, over the utterances that it can use; a scale that can use none is absent."""
+    scales = tuple(scales)
+    heard: dict[Scale, list[Hypothesis]] = {}
+    for examples in batches:
+        for scale, hypotheses in _recognize(recognizer, examples, scales):
+            heard.setdefault(scale, []).extend(hypotheses)
+    return {scale: _rate(hypotheses) for scale, hypotheses in heard.items()}
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
 
 
 class _Column:
@@ -154,20 +177,17 @@ class _Column:
 
     def row(self, name: str, scale: Scale | None) -> Row:
         hypotheses = tuple(self.hypotheses.get(name, ()))
-        rate = corpus_rate([each.reference for each in hypotheses], [each.text for each in hypotheses])
-        return Row(name, scale, self.snr_db, rate, hypotheses)
+        return Row(name, scale, self.snr_db, _rate(hypotheses), hypotheses)
 
 
-def _run_scales(
-    recognizer: Recognizer[Encoded], examples: Sequence[Example], scales: Sequence[Scale], column: _Column
-) -> None:
+def _recognize(
+    recognizer: Recognizer[Encoded], examples: Sequence[Example], scales: Sequence[Scale]
+) -> Iterator[tuple[Scale, list[Hypothesis]]]:
+    """Encodes once; for each scale that can use any of the examples, what was recognised in those."""
     if not scales:
         return
     needs_sound = any(scale.audio is not None for scale in scales)
     needs_lips = any(scale.video is not None for scale in scales)
-    for example in examples:
-        for scale in scales:
-            _require_modalities(example, scale)
     # A modality that no scale uses is not encoded.
     used = [
         replace(
@@ -177,14 +197,36 @@ def _run_scales(
     ]
     encoded = recognizer.encode(used)
     for scale in scales:
-        column.add(str(scale), _pair(examples, recognizer.decode(encoded, scale)))
+        if rows := recognizer.usable(encoded, scale):
+            yield scale, _pair([examples[row] for row in rows], recognizer.decode(encoded, scale, rows))
 
 
-def _require_modalities(example: Example, scale: Scale) -> None:
-    if scale.audio is not None and example.waveform is None:
-        raise ValueError(f"scale {scale} needs sound, but utterance {example.id!r} has none")
-    if scale.video is not None and example.mouth is None:
-        raise ValueError(f"scale {scale} needs lips, but utterance {example.id!r} has none")
+def _left_out(hypotheses: Mapping[str, Sequence[Hypothesis]], scales: Sequence[Scale]) -> list[str]:
+    """A warning for each scale that some utterances don't reach; no input stands for all utterances.
+
+    Raises:
+        ValueError: if there are utterances, but none reaches one of the scales.
+    """
+    num_all = len(hypotheses.get(NO_INPUT, ()))
+    num_left_out = {scale: num_all - len(hypotheses.get(str(scale), ())) for scale in scales}
+    unreached = [str(scale) for scale, num in num_left_out.items() if num_all and num == num_all]
+    if unreached:
+        raise ValueError(
+            f"none of the {num_all} utterances can be used at {' '.join(unreached)}: they lack sound or lips, or are "
+            "too short; choose other scales"
+        )
+    lacking = {
+        scale: ["no sound"] * (scale.audio is not None) + ["no lips"] * (scale.video is not None) for scale in scales
+    }
+    return [
+        f"{scale}: {num} of {num_all} utterances left out: {', '.join(lacking[scale])} or too short"
+        for scale, num in num_left_out.items()
+        if num
+    ]
+
+
+def _rate(hypotheses: Sequence[Hypothesis]) -> Rate:
+    return corpus_rate([each.reference for each in hypotheses], [each.text for each in hypotheses])
 
 
 def _pair(examples: Sequence[Example], texts: Sequence[str]) -> list[Hypothesis]:

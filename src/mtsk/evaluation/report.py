@@ -59,6 +59,12 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
 
 
+def have_slots(rows: Sequence[Row]) -> bool:
+    """Whether all references have the same number of words, and more than one."""
+    lengths = _num_words(rows)
+    return len(lengths) == 1 and lengths[0] > 1
+
+
 def slot_errors(rows: Sequence[Row]) -> dict[tuple[str, float | None], tuple[float, ...]]:
     """Share of utterances in which the word at each position was not recognised, by (name, SNR in dB).
 
@@ -68,9 +74,9 @@ def slot_errors(rows: Sequence[Row]) -> dict[tuple[str, float | None], tuple[flo
     Raises:
         ValueError: if the references do not all have the same number of words.
     """
-    lengths = {len(normalize(each.reference)) for row in rows for each in row.hypotheses}
+    lengths = _num_words(rows)
     if len(lengths) != 1:
-        raise ValueError(f"errors by position need references of one length; these have {sorted(lengths)} words")
+        raise ValueError(f"errors by position need references of one length; these have {lengths} words")
     shares = {}
     for row in rows:
         hits = [aligned_hits(each.reference, each.text) for each in row.hypotheses]
@@ -153,6 +159,11 @@ def _record(row: Row) -> dict[str, Any]:
     rate = row.rate
     values = (row.name, row.snr_db, rate.value, rate.low, rate.high, rate.words, rate.utterances)
     return dict(zip(FIELDS, values, strict=True))
+
+
+def _num_words(rows: Sequence[Row]) -> list[int]:
+    """The lengths that occur among the references."""
+    return sorted({len(normalize(each.reference)) for row in rows for each in row.hypotheses})
 
 
 def _percent(rate: Rate) -> str:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ from mtsk.data.collate import collate
 from mtsk.device import best_device, has_bf16
 from mtsk.inference.decoding import greedy
 from mtsk.inference.segments import cut_points
-from mtsk.media import Media, MediaError, MouthTracker, load_media
+from mtsk.media import Media, MediaError, MouthTrack, MouthTracker, load_media
 from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Transcript
 
 MIN_DURATION_S = 0.25  # nothing is said in less; a model would make something up
 SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
+_MIN_SHARE_SEEN = 0.2  # of the frames; fewer are a mistake of the detector, or no talker
+_FRAMES_PER_SIGHTING = 5  # a lost face is looked for on every fifth frame
 _BATCH = 8  # segments; the memory for activations does not grow with the length of a file
 _TOKENS_PER_SECOND, _TOKENS_SPARE = 8.0, 16  # fast speech is under 5 words a second; a word is under 1.6 tokens
 
@@ -87,13 +90,20 @@ class Engine:
         present = [s for s in self.grid if (has_sound or s.audio is None) and (has_lips or s.video is None)]
         return EncodedExamples(self.model.encode(batch, present), durations_s)
 
-    def decode(self, encoded: EncodedExamples, scale: Scale) -> list[str]:
-        """One text per example.
+    def usable(self, encoded: EncodedExamples, scale: Scale) -> list[int]:
+        """The rows that have at least one token of each modality of the scale."""
+        return [row for row in range(len(encoded)) if encoded.features.reaches(row, scale)]
+
+    def decode(self, encoded: EncodedExamples, scale: Scale, rows: Sequence[int] | None = None) -> list[str]:
+        """One text per example, or per chosen row; at least one.
 
         Raises:
             ValueError: if the scale was not trained, or an example lacks a modality or is too short for a token.
         """
-        return self._decode_rows(encoded.features, [self.grid.require(scale)] * len(encoded), encoded.durations_s)
+        features, durations_s = encoded.features, encoded.durations_s
+        if rows is not None:
+            features, durations_s = features.rows(rows), tuple(durations_s[row] for row in rows)
+        return self._decode_rows(features, [self.grid.require(scale)] * len(durations_s), durations_s)
 
     def _decode_rows(self, features: Encoded, scales: Sequence[Scale], durations_s: Sequence[float]) -> list[str]:
         with torch.inference_mode():
@@ -101,13 +111,17 @@ class Engine:
         tokens = greedy(self.model, inputs, scales, [_limit(duration_s) for duration_s in durations_s])
         return [self.model.prompts.decode(row) for row in tokens]
 
-    def decode_no_input(self, num_texts: int) -> list[str]:
-        """What the model writes from the prompt alone: a baseline for what its language model guesses."""
-        scales = [self.grid.scales[0]]
+    def decode_no_input(self, examples: Sequence[Example]) -> list[str]:
+        """What the model writes from the prompt alone: a baseline for what its language model guesses.
+
+        Of an example only the duration counts: it limits the text, as in `decode`.
+        """
+        limits = [_limit(_duration_s(example)) for example in examples]
         with torch.inference_mode():
             inputs = self.model.no_input(1)
-        tokens = greedy(self.model, inputs, scales, [_TOKENS_SPARE])
-        return [self.model.prompts.decode(tokens[0])] * num_texts
+        # The beginning of a greedy text does not depend on its limit: the longest one serves all.
+        tokens = greedy(self.model, inputs, [self.grid.scales[0]], [max(limits, default=0)])[0]
+        return [self.model.prompts.decode(tokens[:limit]) for limit in limits]
 
     # Recognition of files.
 
@@ -164,21 +178,23 @@ class Engine:
         transcripts: list[Transcript] = []
         for scale, warnings in chosen:
             started_s = time.perf_counter()
-            texts, num_tokens = self._decode_segments(encoded, scale)
+            texts, num_tokens, fallbacks = self._decode_segments(encoded, scale)
             if num_tokens == 0 and "all" in scales and transcripts:
                 continue  # the finer ones are those that the file allows
             if num_tokens == 0:
                 raise MediaError(f"{media.name}: {media.duration_s:.2f} s is too short for a token at scale {scale}")
             seconds = {"media": media_s, "encode": encode_s, "decode": time.perf_counter() - started_s}
             text = " ".join(filter(None, texts))
-            warnings = (*media.warnings, *warnings)
+            warnings = (*media.warnings, *warnings, *fallbacks)
             transcripts.append(Transcript(text, scale, num_tokens, media.duration_s, seconds, warnings))
         return transcripts
 
-    def _decode_segments(self, encoded: Sequence[EncodedExamples], scale: Scale) -> tuple[list[str], int]:
-        """Texts and number of LLM tokens. A segment where one modality has ended is decoded by the other alone."""
+    def _decode_segments(self, encoded: Sequence[EncodedExamples], scale: Scale) -> tuple[list[str], int, list[str]]:
+        """Texts, number of LLM tokens, warnings: a segment where one modality has ended is decoded by the other."""
         texts: list[str] = []
         num_tokens = 0
+        num_segments = sum(map(len, encoded))
+        num_used: Counter[Scale] = Counter()
         for part in encoded:
             features = part.features
             ladder = [scale, *(alone for alone in scale.parts if alone in self.grid)]
@@ -190,7 +206,13 @@ class Engine:
                 durations_s = [part.durations_s[row] for row in of_row]
                 texts += self._decode_rows(features.rows(list(of_row)), list(of_row.values()), durations_s)
                 num_tokens += sum(features.num_tokens(row, its_scale) for row, its_scale in of_row.items())
-        return texts, num_tokens
+                num_used.update(of_row.values())
+        fallbacks = [
+            f"{other} is used instead of {scale} for {num} of {num_segments} segments"
+            for other, num in sorted(num_used.items())
+            if other != scale
+        ]
+        return texts, num_tokens, fallbacks
 
     def _load(self, source: str | Path | BinaryIO, scales: Sequence[str], face: int) -> Media:
         named = [Scale.parse(name) for name in scales if name not in ("all", "best")]
@@ -246,6 +268,8 @@ class _Heard:
             missing["video"] = "no face"
         elif media.mouth.num_detected == 0:
             missing["video"] = f"no face {face} (the video shows {media.mouth.num_faces}, counted from 0)"
+        elif _share_seen(media.mouth) < _MIN_SHARE_SEEN:
+            missing["video"] = f"a face on only {media.mouth.num_detected} of {media.mouth.num_frames} frames"
         else:
             mouth = media.mouth.crops_THW
         return cls(media.name, waveform, mouth, media.duration_s, missing)
@@ -265,6 +289,15 @@ class _Heard:
         samples, frames = (slice(round(start_s * hz), round(end_s * hz)) for hz in (SAMPLE_RATE_HZ, VIDEO_FPS))
         waveform = None if self.waveform is None else self.waveform[samples]
         return Example(self.name, waveform, None if self.mouth is None else self.mouth[frames])
+
+
+def _share_seen(mouth: MouthTrack) -> float:
+    """Share of the frames whose crop shows lips.
+
+    Frames within a second of a sighting count as interpolated, so a single one would stand for two seconds.
+    """
+    num_seen = min(mouth.num_detected + mouth.num_interpolated, _FRAMES_PER_SIGHTING * mouth.num_detected)
+    return num_seen / mouth.num_frames
 
 
 def _duration_s(example: Example) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mtsk.types import Transcript
 
+FORMATS = ("txt", "json")
 
-def to_txt(name: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:
+
+def to_txt(transcripts: Sequence[Transcript]) -> str:
     """One line per scale, the text alone."""
-    del name, indent
     return "".join(f"{transcript.text}\n" for transcript in transcripts)
 
 
@@ -24,7 +25,9 @@ def to_json(name: str, transcripts: Sequence[Transcript], *, indent: int | None 
     return json.dumps(record, ensure_ascii=False, indent=indent) + "\n"
 
 
-FORMATS: dict[str, Callable[..., str]] = {"txt": to_txt, "json": to_json}
+def render(format_name: str, source: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:
+    """The transcripts in one of `FORMATS`; `indent` lays out JSON, and text has no layout."""
+    return to_txt(transcripts) if format_name == "txt" else to_json(source, transcripts, indent=indent)
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -57,7 +60,7 @@ def write(
     for format_name in formats:
         path = folder / f"{name}.{format_name}"
         # A file name need not be text (of Linux, any bytes); in JSON its odd bytes become \udcXX.
-        content = FORMATS[format_name](str(source), transcripts, indent=2)
+        content = render(format_name, str(source), transcripts, indent=2)
         path.write_text(content, encoding="utf-8", errors="backslashreplace")
         paths.append(path)
     return paths

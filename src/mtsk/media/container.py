@@ -20,13 +20,11 @@ from av.container.input import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from mtsk.media.files import FORMATS
+
 MAX_FRAME_SIDE_PX = 4096
 MAX_DURATION_S = 2 * 3600.0
 
-_FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,asf,asf_o,au,avi,caf,eac3,flac,flv,h264,hevc,ivf,jpeg_pipe,m4v,matroska,webm,"
-    "mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,mpegvideo,mxf,ogg,png_pipe,w64,wav,wv"
-)
 _ALLOWED = "allowed are media files such as mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, wav, mp3, m4a, flac, ogg, opus"
 _MAX_BAD_PACKETS = 1000
 _MAX_PRIMING_S = 1.0
@@ -164,7 +162,11 @@ def _open_stream(path: str | Path, name: str) -> BinaryIO:
 
 def _open_container(stream: BinaryIO, name: str, max_duration_s: float) -> MediaFile:
     # The probe decodes pictures already, hence the limit of pixels here.
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none", "max_pixels": str(MAX_FRAME_SIDE_PX**2)}
+    options = {
+        "format_whitelist": ",".join(FORMATS),
+        "protocol_whitelist": "none",
+        "max_pixels": str(MAX_FRAME_SIDE_PX**2),
+    }
     try:
         container = av.open(_Unnamed(stream), mode="r", options=options, metadata_errors="replace")
         audio = next(iter(container.streams.audio), None)

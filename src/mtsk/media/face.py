@@ -89,8 +89,9 @@ class FaceDetector:
         faces = []
         for index, points_K2 in zip(kept, points_AK2, strict=True):
             (x, y), (width, height) = points_K2[0] + offset, points_K2[1]
-            x0, y0, x1, y1 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-            faces.append(Face(x0, y0, x1, y1, float(_sigmoid(logits_A[index])), points_K2[2:4] + offset))
+            left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+            score = float(_sigmoid(logits_A[index]))
+            faces.append(Face(left, top, right, bottom, score, points_K2[2:4] + offset))
         return _suppress(faces)
 
 

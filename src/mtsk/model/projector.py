@@ -71,20 +71,3 @@ class RateProjectors(nn.Module):
         compressed = self._compressor.compress(features, rate)
         projected_BKE = self.at_rate[str(rate)](compressed.values_BTD)
         return Features(zero_beyond(projected_BKE, compressed.lengths_B), compressed.lengths_B)
-
-    @torch.no_grad()
-    def copy_rate(self, finer: int, coarser: int) -> None:
-        """Starts a coarser rate from a finer one; for stacking, the coarser group counts as the mean of finer ones.
-
-        Raises:
-            ValueError: if stacking is used and the coarser rate is no multiple of the finer.
-        """
-        source, target = self.at_rate[str(finer)], self.at_rate[str(coarser)]
-        assert isinstance(source, Projector)
-        assert isinstance(target, Projector)
-        state = {name: value.clone() for name, value in source.state_dict().items()}
-        times, rest = divmod(target.up.in_features, source.up.in_features)
-        if rest:
-            raise ValueError(f"rate {coarser} is no multiple of rate {finer}: stacked projectors can't be copied")
-        state["up.weight"] = state["up.weight"].repeat(1, times) / times
-        target.load_state_dict(state)

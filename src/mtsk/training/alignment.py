@@ -10,6 +10,7 @@ one row, D channels.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -58,8 +59,9 @@ class WhisperAligner:
             raise ValueError(f"the generation config of {source} has no alignment_heads; Whisper's own models have")
         self._layers, self._heads = (list(numbers) for numbers in zip(*heads, strict=True))
         # Only the eager attention hands out its weights; the encoder, where the time goes, has no need of it.
-        encoder: Any = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").encoder
-        decoder: Any = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").decoder
+        model: Any = WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        encoder, decoder = copy.deepcopy(model.encoder), model.decoder  # the setting is in a config that both share
+        decoder.set_attn_implementation("eager")
         self._encoder, self._decoder = encoder.to(device).eval(), decoder.to(device).eval()
         self._max_tokens = int(decoder.config.max_target_positions) - len(_PROMPT)
         self._extract = WhisperFeatureExtractor.from_pretrained(folder)

@@ -17,7 +17,7 @@ from mtsk.config import AugmentConfig, OptimConfig, TrainConfig, from_dict, to_d
 from mtsk.data.collate import collate
 from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
-from mtsk.device import has_bf16
+from mtsk.device import best_device, has_bf16
 from mtsk.model.avsr import AvsrModel
 from mtsk.training.alignment import WhisperAligner
 from mtsk.training.joint_stage import JointStage
@@ -61,9 +61,11 @@ class TrainingData:
 
 
 def make_accelerator() -> Accelerator:
-    """The run's devices; bfloat16 where the processor computes it."""
+    """The run's devices; bfloat16 where they compute it. Apple's GPU has no CTC loss: there the processor is used."""
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
-    return Accelerator(mixed_precision="bf16" if has_bf16() else "no", kwargs_handlers=[patience])
+    on_processor = best_device().type == "mps"
+    precision = "bf16" if not on_processor and has_bf16() else "no"
+    return Accelerator(cpu=on_processor, mixed_precision=precision, kwargs_handlers=[patience])
 
 
 def start_run(config: TrainConfig, out_dir: Path, *, resume: bool) -> None:
@@ -122,8 +124,6 @@ def train(
 
 def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
     """Refuses what would fail hours later."""
-    if config.seed < 0:
-        raise ValueError(f"seed {config.seed} given; a seed is a whole number from 0 up")
     if model.grid.video_rates and config.video_encoder is None:
         raise ValueError("the scales have video rates, but no stage trains the lip encoder: video_encoder is missing")
     if model.audio_encoder is None:

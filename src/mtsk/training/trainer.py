@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -134,26 +135,33 @@ def share_buffers(modules: nn.Module, accelerator: Accelerator) -> None:
 
 
 class _LiveLine:
-    """One line that says how the stage goes: losses, tokens per second, time left."""
+    """One line that says how the stage goes: losses, tokens per second, time left. It is rewritten on a terminal, and
+    printed now and then elsewhere."""
 
     def __init__(self, name: str, num_steps: int, num_done: int) -> None:
         self._name, self._num_steps, self._first = name, num_steps, num_done
-        self._started_s = time.monotonic()
+        self._started_s = self._shown_s = time.monotonic()
         self._num_tokens = 0.0
         self._mean: dict[str, float] = {}
-        self._every = max(1, num_steps // 50)
+        self._terminal = sys.stdout.isatty()
 
     def show(self, num_done: int, figures: dict[str, float]) -> None:
         self._num_tokens += figures.get("tokens", 0.0)
         for name, value in figures.items():
             self._mean[name] = 0.9 * self._mean.get(name, value) + 0.1 * value
-        if num_done % self._every and num_done != self._num_steps:
+        now_s = time.monotonic()
+        last = num_done == self._num_steps
+        if now_s - self._shown_s < (0.5 if self._terminal else 15.0) and not last:
             return
-        elapsed_s = time.monotonic() - self._started_s
-        left_s = elapsed_s / (num_done - self._first) * (self._num_steps - num_done)
+        self._shown_s = now_s
+        left_s = (now_s - self._started_s) / (num_done - self._first) * (self._num_steps - num_done)
         losses = "  ".join(f"{name} {value:.3f}" for name, value in self._mean.items() if name != "tokens")
-        rate = self._num_tokens / elapsed_s
-        print(f"{self._name} {num_done}/{self._num_steps}  {losses}  {rate:.0f} tok/s  {left_s:.0f} s left", flush=True)
+        rate = self._num_tokens / (now_s - self._started_s)
+        line = f"{self._name} {num_done}/{self._num_steps}  {losses}  {rate:.0f} tok/s  {left_s:.0f} s left"
+        if self._terminal:
+            print(f"\r{line}\033[K", end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)
 
     def close(self, figures: dict[str, float]) -> None:
         print(f"{self._name} dev  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ class Source:
     words: tuple[Word, ...] = ()
     split: str = "train"
     speaker: str = ""
+    refusal: str = ""
+    """Why it can't be used, if that is known without its media file."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +55,34 @@ def media_files(folder: Path) -> list[Path]:
     return files
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with a byte order mark or without.
+
+    Raises:
+        ValueError: naming the file, if it is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+
+
 def read_tsv(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
     """Rows of a tab-separated table with a header line.
 
     Raises:
-        ValueError: naming the columns that are missing, or a row of another width.
+        ValueError: naming the columns that are missing, or a row of another width; or the table is not in UTF-8.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        columns = reader.fieldnames or []
-        missing = [column for column in required if column not in columns]
-        if missing:
-            raise ValueError(
-                f"{path} lacks the columns {missing}; it has {list(columns)} (tab-separated, with a header)"
-            )
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num}: expected {len(columns)} tab-separated columns")
-            rows.append({str(column): value.strip() for column, value in row.items()})
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    columns = reader.fieldnames or []
+    missing = [column for column in required if column not in columns]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {missing}; it has {list(columns)} (tab-separated, with a header)")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, line {reader.line_num}: expected {len(columns)} tab-separated columns")
+        rows.append({str(column): value.strip() for column, value in row.items()})
     return rows
 
 

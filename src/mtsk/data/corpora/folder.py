@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtsk.data.corpora import Corpus, Source, media_files, read_tsv
+from mtsk.data.corpora import Corpus, Source, media_files, read_text, read_tsv
 from mtsk.media.files import MEDIA_SUFFIXES
 
 
@@ -51,14 +51,18 @@ def _from_texts(src: Path, split: str) -> Corpus:
             f"{src} has {len(files)} media files ({' '.join(sorted(MEDIA_SUFFIXES))}), none of them with a .txt of the "
             "same name beside it, and no .tsv with the columns file and transcript"
         )
-    sources = tuple(
-        Source(
-            _id(path.relative_to(src)), path, path.with_suffix(".txt").read_text(encoding="utf-8").strip(), (), split
-        )
-        for path in with_text
-    )
+    sources = tuple(_with_text(src, path, split) for path in with_text)
     without = len(files) - len(with_text)
     return Corpus(sources, (f"{without} media files have no .txt beside them and were left out",) if without else ())
+
+
+def _with_text(src: Path, path: Path, split: str) -> Source:
+    text = refusal = ""
+    try:
+        text = read_text(path.with_suffix(".txt")).strip()
+    except ValueError as error:
+        refusal = str(error)
+    return Source(_id(path.relative_to(src)), path, text, (), split, refusal=refusal)
 
 
 def _id(path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mtsk.data.corpora import Corpus, Source, media_files, read_tsv, stable_percent
+from mtsk.data.corpora import Corpus, Source, media_files, read_text, read_tsv, stable_percent
 from mtsk.types import Word
 
 _UNITS_PER_S = 25_000
@@ -38,7 +38,7 @@ def list_sources(src: Path) -> Corpus:
     Without `.align` the text is read off the file's name, without word times.
 
     Raises:
-        ValueError: if there is no media file, or a splits file is not valid.
+        ValueError: if there is no media file, or a splits file or an alignment is not valid or not in UTF-8.
     """
     if not src.is_dir():
         raise ValueError(f"{src} is not a folder; expected a GRID tree with folders of talkers, such as s1/")
@@ -103,8 +103,9 @@ def text_from_name(name: str) -> str:
 def _source(src: Path, talker: str, path: Path, split: str) -> Source:
     folders = (path.parent, path.parent / "align", src / "align" / talker, src / "alignments" / talker)
     align = next((file for folder in folders if (file := folder / f"{path.stem}.align").exists()), None)
+    lines = "" if align is None else read_text(align)
     try:
-        words = parse_align(align.read_text(encoding="utf-8")) if align is not None else ()
+        words = parse_align(lines)
     except ValueError as error:
         raise ValueError(f"{align}: {error}") from error
     text = " ".join(word.text for word in words) or text_from_name(path.stem)
@@ -123,7 +124,7 @@ def _other_talkers(src: Path) -> list[Source]:
 
 
 def _read_splits(path: Path) -> dict[str, str]:
-    splits = json.loads(path.read_text(encoding="utf-8"))
+    splits = json.loads(read_text(path))
     split_of: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:
