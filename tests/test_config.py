@@ -20,6 +20,7 @@ from mtsk.config import (
     from_dict,
     to_dict,
 )
+from mtsk.recipes import grid_s1
 from mtsk.scale import Scale, ScaleGrid
 
 SCALES = ScaleGrid.joint((4, 16), (2, 5)).scales
@@ -121,3 +122,24 @@ def test_whole_numbers_do_for_fractions() -> None:
 def test_a_scale_needs_its_encoder(scales: list[str], lacking: str) -> None:
     with pytest.raises(ValueError, match=f"the model has no {lacking} encoder"):
         ModelConfig(scales=tuple(map(Scale.parse, scales)), **{lacking: None})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("joint", "scales_per_step"), 0, "scales_per_step is 0; allowed is 1 or more"),
+        (("joint", "augment", "speed"), 1.5, "speed is 1.5; allowed is from 0 to below 1"),
+        (("joint", "optim", "batch_s"), -1.0, "batch_s is -1.0; allowed is above 0"),
+        (("model", "lora", "rank"), 0, "lora.rank is 0; allowed is 1 or more"),
+        (("seed",), -1, "seed is -1; allowed is 0 or more"),
+    ],
+)
+def test_values_out_of_range_are_refused(place, value, said):
+    plain = to_dict(grid_s1())
+    *path, last = place
+    table = plain
+    for key in path:
+        table = table[key]
+    table[last] = value
+    with pytest.raises(ValueError, match=said):
+        from_dict(TrainConfig, plain)

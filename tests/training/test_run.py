@@ -115,8 +115,8 @@ def test_what_the_configuration_lacks_is_refused(data: TrainingData, accelerator
     lips_only = tiny_train_config(tiny_config(scales=("v2", "v5")))
     with pytest.raises(ValueError, match=r"distill_weight needs a model with an audio encoder"):
         _train(lips_only, data, tmp_path, accelerator)
-    with pytest.raises(ValueError, match="seed -1 given"):
-        _train(replace(tiny_train_config(), seed=-1), data, tmp_path, accelerator)
+    with pytest.raises(ValueError, match="no stage trains the lip encoder"):
+        _train(replace(tiny_train_config(), video_encoder=None), data, tmp_path, accelerator)
     assert list(tmp_path.iterdir()) == []
 
 
