@@ -123,7 +123,7 @@ def test_json_is_printed_as_one_line_per_file(transcribe: Run, engine: Engine, s
 def test_txt_is_printed_as_text_alone(transcribe: Run, engine: Engine, sound: Path) -> None:
     result = transcribe(sound, "-f", "txt", "--scale", "all")
     assert (result.code, result.err) == (0, "")
-    assert result.out.split("\n") == [text for _, _, text in expected(engine, sound, "all")] + [""]
+    assert result.out.split("\n") == [f"{scale}\t{text}" for scale, _, text in expected(engine, sound, "all")] + [""]
 
 
 @pytest.mark.parametrize("formats", ["", "txt", "json", "txt,json"])
@@ -136,7 +136,9 @@ def test_formats_in_a_folder(transcribe: Run, engine: Engine, sound: Path, tmp_p
     assert sorted(path.name for path in out.iterdir()) == sorted(f"good.wav.{name}" for name in wanted)
     if "txt" in wanted:
         written = (out / "good.wav.txt").read_text(encoding="utf-8")
-        assert written.split("\n") == [text for _, _, text in expected(engine, sound, "a4", "a16")] + [""]
+        assert written.split("\n") == [
+            f"{scale}\t{text}" for scale, _, text in expected(engine, sound, "a4", "a16")
+        ] + [""]
     if "json" in wanted:
         written = (out / "good.wav.json").read_text(encoding="utf-8")
         check_record(json.loads(written), sound, ["a4", "a16"], engine, 1.0)

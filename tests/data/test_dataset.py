@@ -40,7 +40,7 @@ def test_training_reads_no_test_split(data_dir):
         assert len(load_cuts(data_dir, split)) > 0
     with pytest.raises(ValueError, match="no split 'valid'; it has dev"):
         load_cuts(data_dir, "valid", training=True)
-    with pytest.raises(ValueError, match="prepare data first"):
+    with pytest.raises(ValueError, match="is no prepared folder"):
         load_cuts(data_dir / "audio", "train")
 
 

@@ -41,10 +41,10 @@ def load_cuts(data_dir: Path, split: str, *, training: bool = False) -> CutSet:
         ValueError: if there is no such split, or training asks for one that is kept for evaluation.
     """
     present = splits(data_dir)
+    if not present:
+        raise ValueError(f"{data_dir} is no prepared folder: `mtsk prepare` makes one")
     if split not in present:
-        raise ValueError(
-            f"{data_dir} has no split {split!r}; it has {', '.join(present) or 'none: prepare data first'}"
-        )
+        raise ValueError(f"{data_dir} has no split {split!r}; it has {', '.join(present)}")
     if training and not is_for_training(split):
         allowed = ", ".join(name for name in present if is_for_training(name)) or "none here"
         raise ValueError(f"split {split!r} is kept for evaluation; training may read {allowed}")

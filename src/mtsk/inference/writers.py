@@ -12,8 +12,10 @@ FORMATS = ("txt", "json")
 
 
 def to_txt(transcripts: Sequence[Transcript]) -> str:
-    """One line per scale, the text alone."""
-    return "".join(f"{transcript.text}\n" for transcript in transcripts)
+    """The text alone; for several scales a line each, the scale in front with a tab."""
+    if len(transcripts) == 1:
+        return f"{transcripts[0].text}\n"
+    return "".join(f"{transcript.scale}\t{transcript.text}\n" for transcript in transcripts)
 
 
 def to_json(name: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtsk.data.corpora import Corpus, Source, media_files, read_text, read_tsv
-from mtsk.media.files import MEDIA_SUFFIXES
 
 
 def list_sources(src: Path, split: str, table: Path | None = None) -> Corpus:
@@ -48,8 +47,8 @@ def _from_texts(src: Path, split: str) -> Corpus:
     with_text = [path for path in files if path.with_suffix(".txt").exists()]
     if not with_text:
         raise ValueError(
-            f"{src} has {len(files)} media files ({' '.join(sorted(MEDIA_SUFFIXES))}), none of them with a .txt of the "
-            "same name beside it, and no .tsv with the columns file and transcript"
+            f"{src}: of {len(files)} media files none has a .txt of the same name beside it, and there is no .tsv with "
+            "the columns file and transcript"
         )
     sources = tuple(_with_text(src, path, split) for path in with_text)
     without = len(files) - len(with_text)
