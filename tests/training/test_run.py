@@ -80,7 +80,7 @@ def test_missing_splits_are_refused(tmp_path: Path, missing: str) -> None:
     (tmp_path / "data" / f"cuts_{missing}.jsonl.gz").unlink()
     with pytest.raises(ValueError, match=f"no split '{missing}'"):
         TrainingData.load(tmp_path / "data")
-    with pytest.raises(ValueError, match="prepare data first"):
+    with pytest.raises(ValueError, match="is no prepared folder"):
         TrainingData.load(tmp_path / "nowhere")
 
 

@@ -45,8 +45,8 @@ def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, 
     accelerator.wait_for_everyone()
     torch.manual_seed(config.seed)  # of the fresh weights
     model = build_model(config.model).to(accelerator.device)
-    session = Run(out_dir, accelerator, config.seed, config.save_every)
-    if train(config, model, data, session, _validator(data)) and accelerator.is_main_process:
+    run_state = Run(out_dir, accelerator, config.seed, config.save_every)
+    if train(config, model, data, run_state, _validator(data)) and accelerator.is_main_process:
         save_model(model, out_dir / "model", training={"recipe": recipe, **to_dict(config)})
         print(f"wrote {out_dir / 'model'}")
     return 0
