@@ -169,6 +169,7 @@ def test_moving_to_another_split_leaves_no_copy_behind(tmp_path):
     run(folder.list_sources(src, "train"), tmp_path / "dst")
     summary = run(folder.list_sources(src, "test"), tmp_path / "dst")
     assert summary.num_utterances == {"test": 2}
+    assert "2 utterances moved from split train to test" in str(summary)
     with pytest.raises(ValueError, match="it has test"):
         load_cuts(tmp_path / "dst", "train")
 

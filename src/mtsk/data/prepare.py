@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -140,6 +140,7 @@ def prepare(
     records = _read_log(dst / _LOG)
     keyed = [(source, _key(source, settings)) for source in corpus.sources]
     todo = [(source, key) for source, key in keyed if _is_due(records.get(source.id), key)]
+    moves = _moves(corpus, records)
     if todo or not (dst / _SUMMARY).exists():
         (dst / _SUMMARY).unlink(missing_ok=True)  # comes back when the manifests agree with the log
         _write_log(dst / _LOG, records)
@@ -150,9 +151,15 @@ def prepare(
                 log.flush()
         _write_manifests(dst, records)
         _write_sheets(dst, records, num_sheets)
-    summary = _summarise(records, corpus.notes, len(todo))
+    summary = _summarise(records, (*corpus.notes, *moves), len(todo))
     _replace_text(dst / _SUMMARY, json.dumps(asdict(summary), indent=1) + "\n")
     return summary
+
+
+def _moves(corpus: Corpus, records: dict[str, _Record]) -> list[str]:
+    """What to say of utterances that were in another split before."""
+    moves = Counter((records[s.id].split, s.split) for s in corpus.sources if s.id in records)
+    return [f"{count} utterances moved from split {a} to {b}" for (a, b), count in moves.items() if a != b]
 
 
 def _work(
