@@ -160,7 +160,7 @@ VERBS: dict[str, Callable[..., int]] = {
 def main() -> None:
     """Runs the command; errors that a user can mend are one line on stderr and exit code 1."""
     arguments = sys.argv[1:]
-    # Before torch is loaded: threads that spin long while they wait take many times as long beside another busy program.
+    # Before torch is loaded: threads that spin long while they wait crawl beside another busy program.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text, and must not stop the others
         sys.stdout.reconfigure(errors="backslashreplace")
