@@ -23,6 +23,7 @@ ROOMS = {
     "evaluation": _USERS,
     "inference": _USERS,
     "recipes": set[str](),
+    "studies": _USERS | {"evaluation", "training", "recipes"},
 }
 # The doors: they may open every room, but only when asked, so that importing them is quick.
 DOORS = {"__init__", "cli", "commands"}

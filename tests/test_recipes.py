@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import mtsk
-from mtsk.config import TrainConfig, from_dict, to_dict
+from mtsk.config import ModelConfig, TrainConfig, from_dict, to_dict
 from mtsk.recipes import RECIPES, get_recipe
 
 
@@ -29,6 +29,6 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
 def test_the_default_model_is_what_its_recipe_makes() -> None:
     record = json.loads((mtsk.model_folder(mtsk.DEFAULT_MODEL) / "config.json").read_text(encoding="utf-8"))
     training = record["training"]
-    recipe = _plain(get_recipe(training.pop("recipe")))
-    assert training == recipe
-    assert record["model"] == recipe["model"]
+    recipe = get_recipe(training.pop("recipe"))
+    assert from_dict(TrainConfig, training) == recipe
+    assert from_dict(ModelConfig, record["model"]) == recipe.model

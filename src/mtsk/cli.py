@@ -137,6 +137,27 @@ def evaluate(
     return run(data, output_dir, model, split, scale, snr, peer, batch)
 
 
+def study(
+    file: Annotated[Positional[Path], arg(metavar="STUDY.yaml")],
+    /,
+    output_dir: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")],
+    data: _OptionalFolder = None,
+    report: Annotated[bool, arg(help_behavior_hint="")] = False,
+) -> int:
+    """Compare strategies, compressors and scales: train every model of a study file that is missing, measure all, write
+    results.json, tables.md and figures. When interrupted, run it again: what is done is not done again.
+
+    Args:
+        file: corpus, recipe, and matrices of methods and scales; see docs/results.
+        output_dir: results go here, the models to its folder `runs`.
+        data: a folder from `mtsk prepare`, instead of the one that the file names.
+        report: only write tables and figures again, from results.json in the folder.
+    """
+    from mtsk.commands.study import run
+
+    return run(file, data, output_dir, report)
+
+
 def info(model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL, /) -> int:
     """Show what a model is: scales, tokens per second, base weights, size, training.
 
@@ -153,6 +174,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
+    "study": study,
     "info": info,
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import cattrs
+from cattrs.errors import IterableValidationNote
 from cattrs.v import format_exception
 
 from mtsk.scale import Scale, ScaleGrid
@@ -40,13 +41,45 @@ class CompactVideoConfig:
 
 
 @dataclass(frozen=True)
+class AvHubertConfig:
+    """A frozen AV-HuBERT lip encoder, from weights that the user converted."""
+
+    source: str
+    """Folder that `mtsk convert avhubert` wrote, or hub id of one."""
+    lora_rank: int | None = None
+    """Of trainable adapters on the query and value projections of its layers (the authors: 64); None: no adapters."""
+    lora_alpha: float = 128.0
+    """Their delta is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, "1 or more, or null")
+
+
+@dataclass(frozen=True)
 class ProjectorConfig:
-    """Compressed features -> LLM embeddings: Linear, ReLU, Linear, with optional normalisation on either side."""
+    """Compressed features -> LLM embeddings: Linear, ReLU, Linear, with optional normalisation on either side.
+
+    Every rate of the grid has a projector of its own, unless a list says which rates have one: one rate alone is a
+    projector that all rates share, and between two rates both are blended. Lists need average pooling.
+    """
 
     hidden: int = 1024
     input_norm: bool = True
     output_norm: bool = True
     input_dropout: float = 0.1
+    audio_rates: tuple[int, ...] | None = None
+    video_rates: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, rates in self.rates.items():
+            allowed = "null, or different whole numbers from 1 up"
+            _require(bool(rates) and min(rates) >= 1 and len(set(rates)) == len(rates), f"{name}_rates", rates, allowed)
+
+    @property
+    def rates(self) -> dict[str, tuple[int, ...]]:
+        """Modality -> the rates that have a projector, where a list says so."""
+        lists = {"audio": self.audio_rates, "video": self.video_rates}
+        return {name: rates for name, rates in lists.items() if rates is not None}
 
 
 @dataclass(frozen=True)
@@ -58,10 +91,25 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear layers of the LLM by the last part of their name, such as q_proj, o_proj, gate_proj."""
+    variant: Literal["lora", "dora"] = "lora"
+    """Plain, or with a learned norm of each output's weights (DoRA, arXiv 2402.09353); not for `mss`."""
+    rank_stabilized: bool = False
+    """Scale the delta by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)."""
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
         _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+        _require(self.variant in ("lora", "dora"), "lora.variant", self.variant, "'lora' or 'dora'")
+        allowed = (
+            "'lora' with strategy 'mss', whose two added deltas have no single magnitude; 'dora' with 'ms' or 'ss'"
+        )
+        _require((self.variant, self.strategy) != ("dora", "mss"), "lora.variant", self.variant, allowed)
+
+    @property
+    def delta_scale(self) -> float:
+        """What an adapter's low-rank product is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
 @dataclass(frozen=True)
@@ -72,7 +120,7 @@ class ModelConfig:
     llm: str = "smollm2-135m-instruct"
     """Name of embedded base weights, folder, or hub id of a causal language model."""
     audio: AudioEncoderConfig | None = field(default_factory=AudioEncoderConfig)
-    video: CompactVideoConfig | None = field(default_factory=CompactVideoConfig)
+    video: CompactVideoConfig | AvHubertConfig | None = field(default_factory=CompactVideoConfig)
     compression: Literal["average", "stack"] = "average"
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -83,6 +131,8 @@ class ModelConfig:
             raise ValueError(f"scales {grid} need sound, but the model has no audio encoder")
         if grid.video_rates and self.video is None:
             raise ValueError(f"scales {grid} need lips, but the model has no video encoder")
+        if self.projector.rates and self.compression != "average":
+            raise ValueError("projectors that several rates share need compression 'average': stacks differ in width")
 
     @property
     def grid(self) -> ScaleGrid:
@@ -175,11 +225,25 @@ class JointStageConfig:
     coarse_projector_lr: float = 5e-4
     """For the other rates."""
     scales_per_step: int | None = None
-    """Scales drawn for a step, each as likely; None: all of them, as in the paper."""
+    """Scales drawn for a step; None: all of them, as in the paper."""
+    draw: Literal["uniform", "sandwich", "rates"] = "uniform"
+    """How they are drawn: `uniform`, each as likely; `sandwich`, the finest and the coarsest and others as likely, as
+    in universally slimmable networks (arXiv 1903.05134); `rates`, so many rates of each modality, and every scale made
+    of them, as in Omni-AVSR (arXiv 2511.07253)."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of the loss, by scale (`a4v2`) or by task (`a`, `v`, `av`); both multiply, what is not named has 1."""
 
     def __post_init__(self) -> None:
-        wanted = self.scales_per_step
-        _require(wanted is None or wanted >= 1, "scales_per_step", wanted, "1 or more, or null for all")
+        wanted, least = self.scales_per_step, 2 if self.draw == "sandwich" else 1
+        _require(wanted is None or wanted >= least, "scales_per_step", wanted, f"{least} or more, or null for all")
+        for name, weight in self.weights.items():
+            _require(weight >= 0, f"weights.{name}", weight, "0 or more")
+            if name not in ("a", "v", "av"):
+                Scale.parse(name)
+
+    def weight(self, scale: Scale) -> float:
+        """Of a scale's loss."""
+        return self.weights.get(str(scale), 1.0) * self.weights.get(scale.task, 1.0)
 
 
 @dataclass(frozen=True)
@@ -190,6 +254,8 @@ class TrainConfig:
     joint: JointStageConfig
     warm_start: WarmStartStageConfig | None = None
     video_encoder: VideoStageConfig | None = None
+    lips_from: str | None = None
+    """A model of this package, or a checkpoint folder, whose lip encoder is used as it is instead of training one."""
     seed: int = 1
     cache_views: int = 0
     """Augmented views per utterance whose frozen features are cached on disk; 0: fresh views, nothing cached."""
@@ -200,16 +266,37 @@ class TrainConfig:
         _require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         for name in ("seed", "cache_views", "num_workers"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        weighable = {name for scale in self.model.grid for name in (str(scale), scale.task)}
+        odd = set(self.joint.weights) - weighable
+        _require(not odd, "joint.weights", sorted(odd), f"the scales and tasks of the model, {sorted(weighable)}")
 
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Scale, str)
     converter.register_structure_hook(Scale, lambda text, _: Scale.parse(str(text)))
+    converter.register_structure_hook_func(lambda wanted: wanted == tuple[Scale, ...], _scales)
     # Left alone, the converter would turn 1.7 into the int 1 and "false" into the bool True.
     for plain in (bool, int, float, str):
         converter.register_structure_hook(plain, _plain)
     return converter
+
+
+def _scales(texts: Any, _: object) -> tuple[Scale, ...]:
+    """A list of scales, in which `a4-20` stands for every rate from 4 to 20."""
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(f"{texts!r} given, a list of scales such as [a4v2, a16] is needed")
+    scales: list[Scale] = []
+    errors: list[Exception] = []
+    for index, text in enumerate(texts):
+        try:
+            scales += Scale.parse_ranges(str(text))
+        except ValueError as error:
+            error.__notes__ = [IterableValidationNote("a scale", index, Scale)]
+            errors.append(error)
+    if errors:
+        raise cattrs.IterableValidationError("not all are scales", errors, tuple)
+    return tuple(scales)
 
 
 def _plain(value: Any, wanted: type) -> Any:
@@ -229,12 +316,12 @@ def _describe(error: BaseException, wanted: type | None) -> str:
     return f"{description}: {error}" if isinstance(error, ValueError) else description
 
 
-_CONVERTER = _converter()
+CONVERTER = _converter()
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values (numbers, text, lists, dicts) of a configuration."""
-    plain = _CONVERTER.unstructure(config)
+    plain = CONVERTER.unstructure(config)
     assert isinstance(plain, dict)
     return plain
 
@@ -248,7 +335,7 @@ def from_dict(cls: type[T], values: Any) -> T:
     if not isinstance(values, dict):
         raise ValueError(f"not a valid {cls.__name__}: {values!r} given, a table of keys and values is needed")
     try:
-        return _CONVERTER.structure(values, cls)
+        return CONVERTER.structure(values, cls)
     except cattrs.BaseValidationError as error:
         problems = cattrs.transform_error(error, format_exception=_describe)
         raise ValueError(f"not a valid {cls.__name__}: " + "; ".join(problems)) from error

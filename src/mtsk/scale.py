@@ -17,6 +17,7 @@ VIDEO_FEATURE_RATE_HZ = 25  # one feature per video frame
 
 _NAMED = re.compile(r"(?:a(?P<audio>\d+))?(?:v(?P<video>\d+))?")
 _PAIR = re.compile(r"(?P<audio>\d+)\s*,\s*(?P<video>\d+)")
+_RANGES = re.compile(r"(?:a(\d+)-?(\d+)?)?(?:v(\d+)-?(\d+)?)?")
 
 
 @functools.total_ordering
@@ -56,6 +57,24 @@ class Scale:
         audio, video = (None if match[key] is None else int(match[key]) for key in ("audio", "video"))
         return cls(audio=audio, video=video)
 
+    @classmethod
+    def parse_ranges(cls, text: str) -> tuple[Scale, ...]:
+        """Reads a scale, or every scale of ranges of rates: `a4-20`, `v1-5`, `a4-16v2`.
+
+        Raises:
+            ValueError: if the text has none of these forms, or a range is empty.
+        """
+        match = _RANGES.fullmatch(text.strip().lower())
+        if match is None or "-" not in text:
+            return (cls.parse(text),)
+        rates: list[list[int | None]] = []
+        for first, last in (match.group(1, 2), match.group(3, 4)):
+            bounds = None if first is None else range(int(first), int(last or first) + 1)
+            rates.append([None] if bounds is None else list(bounds))
+        if not all(rates):
+            raise ValueError(f"{text!r} has an empty range of rates; write the finer rate first, as in a4-20")
+        return tuple(cls(audio, video) for audio in rates[0] for video in rates[1])
+
     def __str__(self) -> str:
         return ("" if self.audio is None else f"a{self.audio}") + ("" if self.video is None else f"v{self.video}")
 
@@ -66,6 +85,15 @@ class Scale:
     def _sort_key(self) -> tuple[int, int, int]:
         task = 0 if self.video is None else 1 if self.audio is None else 2
         return task, self.audio or 0, self.video or 0
+
+    @property
+    def task(self) -> str:
+        """The letters of its modalities: `a`, `v` or `av`."""
+        return ("" if self.audio is None else "a") + ("" if self.video is None else "v")
+
+    def rate(self, letter: str) -> int | None:
+        """The rate of a modality by its letter, `a` or `v`."""
+        return {"a": self.audio, "v": self.video}[letter]
 
     @property
     def parts(self) -> tuple[Scale, ...]:
@@ -140,6 +168,21 @@ class ScaleGrid:
         if scale not in self.scales:
             raise ValueError(f"scale {scale} was not trained; this model has: {self}")
         return scale
+
+    def nearest_finer(self, scale: Scale) -> Scale:
+        """The coarsest trained scale of the same modalities with no coarser rate: itself, if it is trained.
+
+        Raises:
+            ValueError: if every trained scale has a coarser rate or other modalities.
+        """
+        finer = [
+            each
+            for each in self.scales
+            if each.task == scale.task and all((each.rate(m) or 0) <= (scale.rate(m) or 0) for m in scale.task)
+        ]
+        if not finer:
+            raise ValueError(f"no trained scale is as fine as {scale} or finer; this model has: {self}")
+        return min(finer, key=lambda each: each.tokens_per_second)
 
     def select(self, texts: Iterable[str]) -> tuple[Scale, ...]:
         """The trained scales that the texts name, in that order; `all` means every one.

@@ -62,6 +62,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def row(self, row: int) -> Batch:
+        """One row, without padding beyond a step."""
+        num_samples, num_frames = int(self.num_samples_B[row]), int(self.num_frames_B[row])
+        return Batch(
+            ids=(self.ids[row],),
+            waveform_BN=self.waveform_BN[row : row + 1, : max(1, num_samples)],
+            num_samples_B=self.num_samples_B[row : row + 1],
+            mouth_BTHW=self.mouth_BTHW[row : row + 1, : max(1, num_frames)],
+            num_frames_B=self.num_frames_B[row : row + 1],
+            texts=(self.texts[row],),
+            words=(self.words[row],),
+            views=(self.views[row],),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on another device."""
         names = ("waveform_BN", "num_samples_B", "mouth_BTHW", "num_frames_B")

@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_summed_loss(
         options = {"use_reentrant": checkpointing == "reentrant"}
         model.llm.activation_checkpointing_enable(options)
     torch.manual_seed(0)
-    figures = backward_scales(model, encoded, texts, ALL, accelerator)
+    figures = backward_scales(model, encoded, texts, dict.fromkeys(ALL, 1.0), accelerator)
     _assert_equal(_gradients(model), expected)
     assert {name: figures[name] for name in losses} == pytest.approx(losses, rel=1e-5)
     assert len(calls) == len(ALL) * (1 if checkpointing is None else 2), "activations were not recomputed"
@@ -81,7 +81,7 @@ def test_only_what_the_scales_use_gets_gradients(strategy: str, accelerator: Acc
     active = [Scale.parse("a4"), Scale.parse("a4v2")]
     shared = [] if strategy == "ss" else [0]
     numbers = [list(model.grid).index(scale) + len(shared) for scale in active] + shared
-    backward_scales(model, model.encode(tiny_batch(), model.grid), TEXTS[:3], active, accelerator)
+    backward_scales(model, model.encode(tiny_batch(), model.grid), TEXTS[:3], dict.fromkeys(active, 1.0), accelerator)
     for layer in model.adapters.layers.values():
         for weight in (layer.down_ARI, layer.up_AOR):
             assert weight.grad is not None
@@ -105,7 +105,7 @@ def test_rows_that_lack_a_modality_do_not_count(scale: Scale, accelerator: Accel
     model = tiny_model("ss")
     durations_s, num_frames = (1.31, 0.735, None, 0.3), (30, None, 47, 3)
     batch = tiny_batch(TEXTS, durations_s, num_frames)
-    figures = backward_scales(model, model.encode(batch, model.grid), TEXTS, [scale], accelerator)
+    figures = backward_scales(model, model.encode(batch, model.grid), TEXTS, {scale: 1.0}, accelerator)
     found = _gradients(model)
     missing = set()
     missing |= {2} if scale.audio else set()
@@ -127,12 +127,12 @@ def test_a_scale_that_no_row_reaches_is_left_out(accelerator: Accelerator) -> No
     model = tiny_model("ss")
     scales = [Scale.parse("a4"), Scale.parse("v2")]
     encoded = model.encode(tiny_batch(num_frames=(None, None, None)), model.grid)
-    figures = backward_scales(model, encoded, TEXTS[:3], scales, accelerator)
+    figures = backward_scales(model, encoded, TEXTS[:3], dict.fromkeys(scales, 1.0), accelerator)
     assert set(figures) == {"a4", "tokens"}
     both = _gradients(model)
-    backward_scales(model, encoded, TEXTS[:3], scales[:1], accelerator)
+    backward_scales(model, encoded, TEXTS[:3], {scales[0]: 1.0}, accelerator)
     alone = _gradients(model)
     _assert_equal(both, {name: None if g is None else g / 2 for name, g in alone.items()})
-    figures = backward_scales(model, encoded, TEXTS[:3], scales[1:], accelerator)
+    figures = backward_scales(model, encoded, TEXTS[:3], {scales[1]: 1.0}, accelerator)
     assert figures == {"tokens": 0.0}
     assert all(gradient is None for gradient in _gradients(model).values())

@@ -18,7 +18,7 @@ from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.training.joint_stage import JointStage
 from mtsk.training.labels import Units
 from mtsk.training.run import TrainingData
-from mtsk.training.source import BatchSource, Encoder
+from mtsk.training.source import BatchSource, Encoder, FeatureCache
 from mtsk.training.warm_start import WarmStartStage
 from mtsk.types import Batch
 from tests.tiny import tiny_batch, tiny_model
@@ -52,7 +52,7 @@ class _Counting(Encoder):
     """Counts rows that the encoders see."""
 
     def __init__(self, model: AvsrModel, folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(model, folder)
+        super().__init__(model, None if folder is None else FeatureCache(folder))
         self.num_encoded = 0
         encode = model.encode
 
@@ -89,7 +89,7 @@ def test_each_view_is_encoded_once(
 def test_rows_without_a_modality_are_cached_too(tmp_path: Path) -> None:
     model = tiny_model()
     batch = tiny_batch(durations_s=(1.31, None, 2.0), num_frames=(30, 19, None))
-    encoder = Encoder(model, tmp_path)
+    encoder = Encoder(model, FeatureCache(tmp_path))
     encoded, exact = encoder(batch), model.encode(batch, model.grid)
     assert encoded.audio is not None
     assert exact.audio is not None

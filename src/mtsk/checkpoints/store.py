@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from mtsk.checkpoints.sources import EMBEDDED, resolve, source_hash
-from mtsk.config import ModelConfig, from_dict, to_dict
+from mtsk.config import AvHubertConfig, CompactVideoConfig, ModelConfig, from_dict, to_dict
 from mtsk.model.audio_encoder import WhisperAudioEncoder
+from mtsk.model.avhubert import AvHubertEncoder
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.llm import Llm
-from mtsk.model.video_encoder import CompactVideoEncoder
+from mtsk.model.video_encoder import CompactVideoEncoder, VideoEncoder
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _FORMAT = 1
@@ -42,15 +43,24 @@ def build_model(config: ModelConfig) -> AvsrModel:
     if config.audio is not None and config.grid.audio_rates:
         audio = WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
     if config.video is not None and config.grid.video_rates:
-        video = CompactVideoEncoder(config.video)
+        video = _build_lips(config.video)
     return AvsrModel(config, Llm.load(resolve(config.llm)), audio, video)
+
+
+def _build_lips(config: CompactVideoConfig | AvHubertConfig) -> VideoEncoder:
+    if isinstance(config, AvHubertConfig):
+        return AvHubertEncoder.load(config, resolve(config.source))
+    return CompactVideoEncoder(config)
 
 
 def base_sources(config: ModelConfig) -> tuple[str, ...]:
     """The base weights that a model stands on."""
-    if config.audio is None or not config.grid.audio_rates:
-        return (config.llm,)
-    return config.llm, config.audio.source
+    sources = [config.llm]
+    if config.audio is not None and config.grid.audio_rates:
+        sources.append(config.audio.source)
+    if isinstance(config.video, AvHubertConfig) and config.grid.video_rates:
+        sources.append(config.video.source)
+    return tuple(sources)
 
 
 def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | None = None) -> None:
@@ -107,6 +117,24 @@ def load_model(folder: Path) -> AvsrModel:
     return model.eval()
 
 
+def load_lips(model: AvsrModel, folder: Path) -> None:
+    """Takes the lip encoder of a checkpoint into a model.
+
+    Raises:
+        ValueError: if the folder is no checkpoint, or has no lip encoder of the model's shape.
+    """
+    if model.video_encoder is None:
+        return
+    read_record(folder)
+    prefix = "video_encoder."
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    wanted = model.video_encoder.state_dict()
+    if any(name not in found or found[name].shape != value.shape for name, value in wanted.items()):
+        raise ValueError(f"{folder} has no lip encoder of this shape: {model.config.video}")
+    model.video_encoder.load_state_dict({name: found[name] for name in wanted})
+
+
 @dataclass(frozen=True)
 class Record:
     """What a checkpoint says of itself."""
@@ -151,10 +179,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _trained_state(model: AvsrModel) -> dict[str, Tensor]:
     """Trained parameters, and the buffers of our own lip encoder (its batch statistics)."""
-    state: dict[str, Tensor] = {name: p.detach() for name, p in model.trained_parameters().items()}
-    if model.video_encoder is not None:
-        state |= {f"video_encoder.{name}": buffer for name, buffer in model.video_encoder.named_buffers()}
-    return state
+    prefix = "video_encoder."
+    trained = {name: p.detach() for name, p in model.trained_parameters().items() if not name.startswith(prefix)}
+    return trained | {f"{prefix}{name}": value for name, value in _trained_lips(model.video_encoder).items()}
+
+
+def _trained_lips(encoder: VideoEncoder | None) -> dict[str, Tensor]:
+    """What is ours of a lip encoder: all of it, or the adapters of a frozen base model."""
+    if encoder is None:
+        return {}
+    if isinstance(encoder, AvHubertEncoder):
+        return {name: p.detach() for name, p in encoder.adapter_parameters().items()}
+    return encoder.state_dict()
 
 
 def _stored(value: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lhotse import CutSet
 from rich.console import Console
 
 import mtsk
@@ -40,14 +42,10 @@ def run(
     engine = mtsk.load(model)
     chosen = engine.grid.select(scales)
 
-    def examples_at(snr_db: float | None) -> Iterator[Sequence[Example]]:
-        dataset = UtteranceDataset(cuts, babble=babble, snr_db=snr_db)
-        for start in range(0, len(dataset), batch):
-            yield [dataset[name, 0] for name in dataset.ids[start : start + batch]]
-
     # In a file a table may be as wide as it needs to be.
     console = Console(width=None if sys.stdout.isatty() else 120)
     systems = {name: WhisperPeer(resolve(name), engine.device) for name in peers}
+    examples_at = functools.partial(batches_at, cuts, babble, batch)
     rows = evaluate(engine, examples_at, chosen, snrs_db, peers=systems, out_dir=out_dir, console=Console(stderr=True))
     write_report(rows, out_dir)
     print_table(rows, console)
@@ -55,6 +53,13 @@ def run(
         print_slots(rows, console)
     console.print(f"{out_dir}: wer.json, wer.csv, wer.png, hypotheses.jsonl", highlight=False)
     return 0
+
+
+def batches_at(cuts: CutSet, babble: Babble | None, batch: int, snr_db: float | None) -> Iterator[Sequence[Example]]:
+    """The utterances, so many at a time, in babble at an SNR in dB (None: clean)."""
+    dataset = UtteranceDataset(cuts, babble=babble, snr_db=snr_db)
+    for start in range(0, len(dataset), batch):
+        yield [dataset[name, 0] for name in dataset.ids[start : start + batch]]
 
 
 def _parse_snrs(text: str) -> list[float | None]:

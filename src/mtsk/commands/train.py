@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mtsk.checkpoints.store import build_model, save_model
+import mtsk
+from mtsk.checkpoints.store import build_model, load_lips, save_model
 from mtsk.config import TrainConfig, from_dict, to_dict
 from mtsk.data.dataset import UtteranceDataset
 from mtsk.evaluation.grid import measure
@@ -43,13 +44,33 @@ def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, 
     if accelerator.is_main_process:
         start_run(config, out_dir, resume=resume)
     accelerator.wait_for_everyone()
-    torch.manual_seed(config.seed)  # of the fresh weights
-    model = build_model(config.model).to(accelerator.device)
     run_state = Run(out_dir, accelerator, config.seed, config.save_every)
-    if train(config, model, data, run_state, _validator(data)) and accelerator.is_main_process:
+    train_model(config, recipe, data, run_state, dev_figures(data))
+    return 0
+
+
+def train_model(
+    config: TrainConfig,
+    recipe: str,
+    data: TrainingData,
+    run_state: Run,
+    validator: Callable[[AvsrModel], dict[str, float]],
+) -> AvsrModel:
+    """Trains from where the run's folder says, and writes its `model`.
+
+    Raises:
+        ValueError: if configuration and data do not fit, before anything is trained.
+    """
+    accelerator, out_dir = run_state.accelerator, run_state.out_dir
+    torch.manual_seed(config.seed)  # of the fresh weights
+    model = build_model(config.model)
+    if config.lips_from is not None:
+        load_lips(model, mtsk.model_folder(config.lips_from))
+    model.to(accelerator.device)
+    if train(config, model, data, run_state, validator) and accelerator.is_main_process:
         save_model(model, out_dir / "model", training={"recipe": recipe, **to_dict(config)})
         print(f"wrote {out_dir / 'model'}")
-    return 0
+    return model
 
 
 def _read_config(recipe: str) -> TrainConfig:
@@ -66,7 +87,7 @@ def _read_config(recipe: str) -> TrainConfig:
         raise ValueError(f"{recipe}: {error}") from error
 
 
-def _validator(data: TrainingData) -> Callable[[AvsrModel], dict[str, float]]:
+def dev_figures(data: TrainingData) -> Callable[[AvsrModel], dict[str, float]]:
     """WER of every scale on the development split, clean and in babble at 0 dB if there is noise.
 
     An utterance that lacks a modality of a scale, or is too short for one token of it, does not count for that scale.

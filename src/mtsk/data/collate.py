@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from mtsk.data.dataset import Key, UtteranceDataset
+from mtsk.data.dataset import Key
 from mtsk.types import MOUTH_SIZE_PX, Batch, Example
 
 
@@ -41,7 +41,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def data_loader(
-    dataset: UtteranceDataset, batches: Iterable[list[Key]], *, num_workers: int = 0
+    dataset: Dataset[Example], batches: Iterable[list[Key]], *, num_workers: int = 0
 ) -> DataLoader[Example]:
     """Yields a `Batch` for each list of keys, in their order, whatever the number of processes.
 

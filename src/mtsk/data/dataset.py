@@ -110,6 +110,11 @@ class UtteranceDataset(Dataset[Example]):
             return replace(example, waveform=waveform)
         return example
 
+    def without_media(self, key: Key) -> Example:
+        """The example of a key without sound and lips, its words as in the recording. Reads no file."""
+        id, view = key
+        return replace(_bare_example(self._cuts[id]), view=view)
+
     def _rng(self, stream: int, id: str, view: int) -> np.random.Generator:
         return np.random.default_rng((self._seed, stream, zlib.crc32(id.encode()), view))
 
@@ -128,10 +133,14 @@ def read_example(cut: MonoCut) -> Example:
         path = cut.recording.sources[0].source
         raise ValueError(f"{path}: the sound of utterance {cut.id!r} can't be read; prepare the data again") from None
     mouth = custom["mouth"].load() if "mouth" in custom else None
+    return replace(_bare_example(cut), waveform=waveform, mouth=mouth)
+
+
+def _bare_example(cut: MonoCut) -> Example:
     supervision = cut.supervisions[0]
     alignment = (supervision.alignment or {}).get("word", ())
     words = tuple(Word(item.symbol, item.start, item.start + item.duration) for item in alignment)
-    return Example(cut.id, waveform, mouth, supervision.text, words)
+    return Example(cut.id, None, None, supervision.text, words)
 
 
 def _with_prefix(cut: MonoCut, data_dir: Path) -> MonoCut:

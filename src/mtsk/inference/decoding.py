@@ -33,7 +33,7 @@ def greedy(
     cache = DynamicCache(config=model.llm.config)
     written: list[list[int]] = [[] for _ in scales]
     open_B = [limit > 0 for limit in max_new_tokens]
-    with model.adapters.select(scales, model.device):
+    with model.select(scales):
         while any(open_B):
             best_B = model.next_logits(inputs, cache).argmax(dim=-1)
             for row, token in enumerate(best_B.tolist()):

@@ -103,7 +103,7 @@ class Engine:
         features, durations_s = encoded.features, encoded.durations_s
         if rows is not None:
             features, durations_s = features.rows(rows), tuple(durations_s[row] for row in rows)
-        return self._decode_rows(features, [self.grid.require(scale)] * len(durations_s), durations_s)
+        return self._decode_rows(features, [scale] * len(durations_s), durations_s)
 
     def _decode_rows(self, features: Encoded, scales: Sequence[Scale], durations_s: Sequence[float]) -> list[str]:
         with torch.inference_mode():
@@ -161,7 +161,7 @@ class Engine:
         """
         for name in scales:  # a typing error costs no decoding
             if name not in ("all", "best"):
-                self.grid.require(Scale.parse(name))
+                self.model.reading(Scale.parse(name))
         started_s = time.perf_counter()
         media = self._load(source, scales, face)
         heard = _Heard.of(media, face)
@@ -233,7 +233,8 @@ class Engine:
             # The grid lists finer rates first, and both modalities last: the best is the first of the richest.
             best = max(possible, key=lambda scale: len(scale.parts))
             return [(scale, ()) for scale in (possible if name == "all" else [best])]
-        scale = self.grid.require(Scale.parse(name))
+        scale = Scale.parse(name)
+        self.model.reading(scale)
         lacking = heard.lacking(scale)
         if not lacking:
             return [(scale, ())]

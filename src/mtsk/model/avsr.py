@@ -5,8 +5,10 @@ Letters: B rows, L label columns, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,32 @@ from transformers import Cache
 from mtsk.config import ModelConfig
 from mtsk.model.adapters import AdapterBank
 from mtsk.model.audio_encoder import WhisperAudioEncoder
-from mtsk.model.compress import COMPRESSORS
+from mtsk.model.compress import COMPRESSORS, average_tokens
 from mtsk.model.fusion import Fusion, LlmInput, label_columns
 from mtsk.model.llm import Llm
 from mtsk.model.projector import RateProjectors
 from mtsk.model.video_encoder import VideoEncoder
-from mtsk.scale import Scale
+from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import Batch, Features
+
+Untrained = Literal["refuse", "pool", "between"]
+"""What to do at a scale that was not trained: refuse it; average the tokens of the nearest finer trained scale (the
+training-free baseline of the paper); or compress to its rates and let the projectors of the rates around it read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a scale is read."""
+
+    trained: Scale  # whose adapters are used
+    projected: Scale  # the rates at which the projectors read; coarser tokens are averages of theirs
+
+
+READINGS: dict[Untrained, Callable[[ScaleGrid, Scale], Reading]] = {
+    "refuse": lambda grid, scale: Reading(grid.require(scale), scale),
+    "pool": lambda grid, scale: Reading(grid.nearest_finer(scale), grid.nearest_finer(scale)),
+    "between": lambda grid, scale: Reading(grid.nearest_finer(scale), scale),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,7 @@ class AvsrModel(nn.Module):
         super().__init__()
         self.config = config
         self.grid = config.grid
+        self.untrained: Untrained = "refuse"
         self._llm = llm
         self.llm = llm.model
         self.prompts = llm.prompts
@@ -84,6 +106,7 @@ class AvsrModel(nn.Module):
         self.projectors = nn.ModuleDict()
         for name, encoder, rates in self._modalities():
             assert encoder is not None, f"the grid has {name} rates, but no {name} encoder was given"
+            rates = config.projector.rates.get(name, rates)
             self.projectors[name] = RateProjectors(rates, encoder.dim, compressor, embedding, config.projector)
         self.fusion = Fusion(llm.prompts.vocabulary, *embedding)
         self.adapters = AdapterBank(self._llm.decoder, config.lora, self.grid)
@@ -103,6 +126,10 @@ class AvsrModel(nn.Module):
             if encoder is not None:
                 encoder.eval()
         return self
+
+    def rate_projectors(self) -> dict[str, RateProjectors]:
+        """The projectors of each modality."""
+        return {name: at for name, at in self.projectors.items() if isinstance(at, RateProjectors)}
 
     @property
     def device(self) -> torch.device:
@@ -150,13 +177,27 @@ class AvsrModel(nn.Module):
         targets = [self.prompts.target(text) for text in texts]
         labels_BL = label_columns(targets, self.device)
         inputs = self.embed(encoded, scales, [target[:-1] for target in targets])
-        with self.adapters.select(scales, self.device):
+        with self.select(scales):
             hidden_BSE = self._llm.decoder(
                 inputs_embeds=inputs.embeds_BSE, attention_mask=inputs.mask_BS, position_ids=inputs.positions_BS
             ).last_hidden_state
             # The last column predicts the end of sequence, which is not part of the input.
             logits_BLV = self._llm.logits(hidden_BSE[:, -labels_BL.shape[1] :])
         return Prediction(logits_BLV, labels_BL)
+
+    def reading(self, scale: Scale) -> Reading:
+        """How a scale is read.
+
+        Raises:
+            ValueError: naming the trained scales, if it was not trained and nothing may stand in for it.
+        """
+        return READINGS[self.untrained](self.grid, scale)
+
+    @contextmanager
+    def select(self, scales: Sequence[Scale]) -> Iterator[None]:
+        """Within, row i of the LLM's input is adapted for `scales[i]`. See `AdapterBank.select`."""
+        with self.adapters.select([self.reading(scale).trained for scale in scales], self.device):
+            yield
 
     def next_logits(self, inputs: LlmInput, cache: Cache) -> Tensor:
         """(B, V) logits of the token after the input's last column. Call it within a selection of adapters.
@@ -180,8 +221,9 @@ class AvsrModel(nn.Module):
         Raises:
             ValueError: if a row is too short for one token of a modality that its scale has.
         """
-        audio = self._tokens("audio", encoded.audio, [scale.audio for scale in scales])
-        video = self._tokens("video", encoded.video, [scale.video for scale in scales])
+        projected = [self.reading(scale).projected for scale in scales]
+        rates_a, rates_v = ([(p.rate(m), s.rate(m)) for p, s in zip(projected, scales, strict=True)] for m in "av")
+        audio, video = self._tokens("audio", encoded.audio, rates_a), self._tokens("video", encoded.video, rates_v)
         sequences = []
         for scale, audio_KE, video_KE, text in zip(scales, audio, video, texts, strict=True):
             num_audio = None if scale.audio is None else len(audio_KE)
@@ -190,14 +232,21 @@ class AvsrModel(nn.Module):
         inputs: LlmInput = self.fusion(sequences, audio, video, self.embedding_VE)
         return inputs
 
-    def _tokens(self, name: str, features: Features | None, rates: Sequence[int | None]) -> list[Tensor]:
-        """For each row its projected tokens (K, E); K = 0 where the rate is None."""
+    def _tokens(
+        self, name: str, features: Features | None, rates: Sequence[tuple[int | None, int | None]]
+    ) -> list[Tensor]:
+        """For each row its tokens (K, E), projected at one rate and averaged to another; K = 0 where those are None."""
         tokens = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])] * len(rates)
-        for rate in {rate for rate in rates if rate is not None}:
+        for projected_rate, rate in set(rates):
+            if projected_rate is None or rate is None:
+                continue
             if features is None:
                 raise ValueError(f"the scale needs {name}, which was not encoded")
-            rows = [row for row, its_rate in enumerate(rates) if its_rate == rate]
-            projected = self.projectors[name](features.rows(rows), rate)
+            rows = [row for row, its_rates in enumerate(rates) if its_rates == (projected_rate, rate)]
+            of_rows = features.rows(rows)
+            projected = self.projectors[name](of_rows, projected_rate)
+            if projected_rate != rate:
+                projected = average_tokens(projected, projected_rate, rate, of_rows.lengths_B // rate)
             for i, row in enumerate(rows):
                 length = int(projected.lengths_B[i])
                 if length == 0:

@@ -6,6 +6,7 @@ E embedding width of the LLM.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -44,7 +45,16 @@ class Projector(nn.Module):
 
 
 class RateProjectors(nn.Module):
-    """Features of one modality -> LLM embeddings, at any of the trained rates."""
+    """Features of one modality -> LLM embeddings, at any rate that the compressor allows.
+
+    A rate with a projector of its own is read by it, as in the paper. Between two such rates both read, and their
+    outputs are blended linearly in the logarithm of the rate; beyond the last one the nearest reads alone.
+
+    Args:
+        rates: those with a projector of their own.
+        dim: channels of a feature.
+        embedding: width and standard deviation of the LLM's input embeddings.
+    """
 
     def __init__(
         self,
@@ -63,11 +73,28 @@ class RateProjectors(nn.Module):
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """The trained rates, finest first."""
+        """Those with a projector of their own, finest first."""
         return tuple(sorted(int(rate) for rate in self.at_rate))
 
+    def shares(self, rate: int) -> dict[int, float]:
+        """Which projectors read at a rate, and the share of each."""
+        finer = max((own for own in self.rates if own <= rate), default=self.rates[0])
+        coarser = min((own for own in self.rates if own >= rate), default=self.rates[-1])
+        if finer >= coarser:
+            return {coarser: 1.0} if finer > rate else {finer: 1.0}
+        share = math.log(rate / finer) / math.log(coarser / finer)
+        return {finer: 1.0 - share, coarser: share}
+
     def forward(self, features: Features, rate: int) -> Features:
-        """(B, T, D) -> (B, T // rate, E), zero beyond each row's length."""
+        """(B, T, D) -> (B, T // rate, E), zero beyond each row's length.
+
+        Raises:
+            ValueError: if no projector fits the width of features that are stacked at this rate.
+        """
         compressed = self._compressor.compress(features, rate)
-        projected_BKE = self.at_rate[str(rate)](compressed.values_BTD)
+        shares = self.shares(rate)
+        if shares != {rate: 1.0} and self._compressor.width(1, rate) != 1:
+            raise ValueError(f"stacked features can't be read at rate {rate}; the rates are {self.rates}")
+        projected_BKE = sum(share * self.at_rate[str(own)](compressed.values_BTD) for own, share in shares.items())
+        assert isinstance(projected_BKE, Tensor)
         return Features(zero_beyond(projected_BKE, compressed.lengths_B), compressed.lengths_B)

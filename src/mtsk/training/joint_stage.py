@@ -11,6 +11,7 @@ from torch import nn
 from mtsk.config import JointStageConfig
 from mtsk.model.avsr import AvsrModel
 from mtsk.scale import Scale
+from mtsk.training.draws import DRAWS
 from mtsk.training.objective import backward_scales
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.source import BatchSource, Encoder
@@ -44,14 +45,15 @@ class JointStage:
     def groups(self) -> list[ParameterGroup]:
         """Adapters and delimiters; the finest projector of each modality; the other projectors."""
         trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith("video_encoder.")}
-        grid = self._model.grid
-        finest = {f"projectors.audio.at_rate.{grid.audio_rates[0]}."} if grid.audio_rates else set()
-        finest |= {f"projectors.video.at_rate.{grid.video_rates[0]}."} if grid.video_rates else set()
-        fine = {n: p for n, p in trained.items() if n.startswith(tuple(finest))}
+        by_modality = self._model.rate_projectors().items()
+        finest = tuple(f"projectors.{name}.at_rate.{at.rates[0]}." for name, at in by_modality)
+        fine = {n: p for n, p in trained.items() if n.startswith(finest)}
         coarse = {n: p for n, p in trained.items() if n.startswith("projectors.") and n not in fine}
         rest = {n: p for n, p in trained.items() if not n.startswith("projectors.")}
+        magnitudes = {n: rest.pop(n) for n in list(rest) if n.endswith("magnitude_AO")}  # of DoRA; they start far from 0
         groups = [
             ParameterGroup(rest, self.optim.lr),
+            ParameterGroup(magnitudes, self.optim.lr, decay=False),
             ParameterGroup(fine, self._config.projector_lr),
             ParameterGroup(coarse, self._config.coarse_projector_lr),
         ]
@@ -66,16 +68,15 @@ class JointStage:
         self._model.train()
         with self._source.accelerator.autocast():
             encoded = self._encoder(batch)
-        return backward_scales(self._model, encoded, batch.texts, self.scales(step), self._source.accelerator)
+        weights = {scale: self._config.weight(scale) for scale in self.scales(step)}
+        return backward_scales(self._model, encoded, batch.texts, weights, self._source.accelerator)
 
     def scales(self, step: int) -> list[Scale]:
         """All of the grid's, or as many as configured, drawn by step number so that all processes agree."""
-        grid = list(self._model.grid)
         wanted = self._config.scales_per_step
-        if wanted is None or wanted >= len(grid):
-            return grid
-        drawn = np.random.default_rng((self._seed, step)).choice(len(grid), size=wanted, replace=False)
-        return [grid[i] for i in sorted(drawn)]
+        if wanted is None:
+            return list(self._model.grid)
+        return DRAWS[self._config.draw](self._model.grid, wanted, np.random.default_rng((self._seed, step)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """The nested objective: the mean over scales of the cross-entropy of the transcription, with one backward per scale.
 
 The gradients are those of the summed loss, the memory that of the largest scale alone. The only loop over scales
-in training. Source: Cappellazzo et al. 2025 (arXiv 2503.06362), equation 2, all weights 1.
+in training. Source: Cappellazzo et al. 2025 (arXiv 2503.06362), equation 2, where all weights are 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +18,9 @@ from mtsk.scale import Scale
 
 
 def backward_scales(
-    model: AvsrModel, encoded: Encoded, texts: Sequence[str], scales: Sequence[Scale], accelerator: Accelerator
+    model: AvsrModel, encoded: Encoded, texts: Sequence[str], weights: Mapping[Scale, float], accelerator: Accelerator
 ) -> dict[str, float]:
-    """Adds the gradients of the mean loss over `scales` of one batch.
+    """Adds the gradients of the weighted sum of the scales' losses of one batch, divided by the number of scales.
 
     A row that lacks a modality of a scale, or is too short for one token of it, does not count for that scale. Each
     scale's loss is a sum divided by the number of valid tokens over all processes.
@@ -30,7 +30,7 @@ def backward_scales(
     """
     figures: dict[str, float] = {}
     num_positions = 0
-    for scale in scales:
+    for scale, weight in weights.items():
         rows = [row for row in range(len(texts)) if encoded.reaches(row, scale)]
         spoken = [texts[row] for row in rows]
         num_local = sum(len(model.prompts.target(text)) for text in spoken)
@@ -39,7 +39,7 @@ def backward_scales(
             continue
         of_rows = encoded.rows(rows)
         # Recomputed activations need the same adapters, so the backward runs inside the selection too.
-        with model.adapters.select([scale] * len(rows), model.device):
+        with model.select([scale] * len(rows)):
             with accelerator.autocast():
                 prediction = model(of_rows, [scale] * len(rows), spoken)
             total = functional.cross_entropy(
@@ -48,7 +48,7 @@ def backward_scales(
                 ignore_index=IGNORED,
                 reduction="sum",
             )
-            accelerator.backward(total / num_global / len(scales))
+            accelerator.backward(total * (weight / len(weights)) / num_global)
         figures[str(scale)] = float(total.detach()) / num_local
         num_positions += num_local + sum(of_rows.num_tokens(row, scale) for row in range(len(rows)))
     return {**figures, "tokens": float(num_positions)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from lhotse import CutSet
+from torch.utils.data import Dataset
 
 from mtsk.config import AugmentConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from mtsk.data.collate import collate
@@ -19,15 +21,16 @@ from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
 from mtsk.device import best_device, has_bf16
 from mtsk.model.avsr import AvsrModel
+from mtsk.model.video_encoder import CompactVideoEncoder
 from mtsk.training.alignment import WhisperAligner
 from mtsk.training.joint_stage import JointStage
 from mtsk.training.labels import Units
-from mtsk.training.source import BatchSource, Encoder
+from mtsk.training.source import BatchSource, CachedExamples, Encoder, FeatureCache
 from mtsk.training.trainer import Run, Stage, run_stage
 from mtsk.training.video_stage import VideoStage
 from mtsk.training.warm_start import WarmStartStage
 from mtsk.training.word_times import has_sound, with_word_times
-from mtsk.types import SAMPLE_RATE_HZ, Batch
+from mtsk.types import SAMPLE_RATE_HZ, Batch, Example
 
 _DEV_BATCH = 25  # utterances
 _PATIENCE = timedelta(hours=12)  # of processes that wait for the main one, which aligns and validates alone
@@ -44,13 +47,17 @@ class TrainingData:
     train: CutSet
     dev: CutSet
     babble: Babble | None
+    digest: str = ""
+    """Of the lists of training utterances and noise: other data, other digest."""
 
     @classmethod
     def load(cls, data_dir: Path) -> TrainingData:
         """Reads the splits `train` and `dev` of a prepared folder, and its training noise if there is some."""
         train, dev = (load_cuts(data_dir, split, training=True) for split in ("train", "dev"))
-        has_noise = (data_dir / "noise_train.jsonl.gz").exists()
-        return cls(train, dev, Babble.load(data_dir, "train") if has_noise else None)
+        noise = data_dir / "noise_train.jsonl.gz"
+        lists = [path.read_bytes() for path in (data_dir / "cuts_train.jsonl.gz", noise) if path.exists()]
+        babble = Babble.load(data_dir, "train") if noise.exists() else None
+        return cls(train, dev, babble, _digest(*lists))
 
     def dev_batches(self) -> Iterator[Batch]:
         """The development split as it is."""
@@ -122,10 +129,17 @@ def train(
     return all(run_stage(stage, run) for stage in _stages(config, model, data, run, units, validator))
 
 
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
 def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
     """Refuses what would fail hours later."""
-    if model.grid.video_rates and config.video_encoder is None:
-        raise ValueError("the scales have video rates, but no stage trains the lip encoder: video_encoder is missing")
+    if isinstance(model.video_encoder, CompactVideoEncoder) and not (config.video_encoder or config.lips_from):
+        raise ValueError(
+            "the scales have video rates, but there is no lip encoder: video_encoder, the stage that trains one, is "
+            "missing, and so is lips_from, a model to take it from"
+        )
     if model.audio_encoder is None:
         if config.video_encoder is not None and config.video_encoder.distill_weight:
             raise ValueError("video_encoder.distill_weight needs a model with an audio encoder, or has to be 0")
@@ -153,14 +167,27 @@ def _stages(
 ) -> Iterator[Stage]:
     """One after the other: a stage is built when those before it are done."""
 
-    def source(name: str, optim: OptimConfig, augment: AugmentConfig) -> BatchSource:
-        seed = zlib.crc32(f"{config.seed} {name}".encode())
-        dataset = UtteranceDataset(data.train, seed=seed, changes=augment, babble=data.babble)
-        views = config.cache_views if name != VideoStage.name else 0
-        return BatchSource(data.train, dataset, optim.batch_s, seed, views, config.num_workers, run.accelerator)
+    def seed_of(name: str) -> int:
+        return zlib.crc32(f"{config.seed} {name}".encode())
 
-    def encoder(name: str) -> Encoder:
-        return Encoder(model, run.out_dir / "features" / name if config.cache_views else None)
+    def source(name: str, optim: OptimConfig, augment: AugmentConfig, cache: FeatureCache | None) -> BatchSource:
+        # The stages that read features share their views, and so what is cached.
+        views_seed = seed_of("views" if cache else name)
+        examples = UtteranceDataset(data.train, seed=views_seed, changes=augment, babble=data.babble)
+        dataset: Dataset[Example] = CachedExamples(examples, cache) if cache else examples
+        num_views = config.cache_views if cache else 0
+        return BatchSource(
+            data.train, dataset, optim.batch_s, seed_of(name), num_views, config.num_workers, run.accelerator
+        )
+
+    def cache_of(augment: AugmentConfig) -> FeatureCache | None:
+        if not config.cache_views:
+            return None
+        lips = [] if model.video_encoder is None else [t.cpu() for t in model.video_encoder.state_dict().values()]
+        modalities = "".join(sorted(set("".join(scale.task for scale in model.grid))))
+        what = json.dumps([to_dict(config.model)["audio"], to_dict(augment), config.seed, data.digest, modalities])
+        key = _digest(what.encode(), *(tensor.contiguous().numpy().tobytes() for tensor in lips))
+        return FeatureCache((run.features_dir or run.out_dir / "features") / key)
 
     if config.video_encoder is not None and model.video_encoder is not None:
         stage = config.video_encoder
@@ -170,24 +197,26 @@ def _stages(
             model.audio_encoder,
             units,
             model.prompts,
-            source=source(VideoStage.name, stage.optim, stage.augment),
+            source=source(VideoStage.name, stage.optim, stage.augment, None),
             dev=data.dev_batches,
         )
         model.video_encoder.requires_grad_(False).eval()
     if config.warm_start is not None:
+        cache = cache_of(config.warm_start.augment)
         yield WarmStartStage(
             config.warm_start,
             model,
             units,
-            source=source(WarmStartStage.name, config.warm_start.optim, config.warm_start.augment),
-            encoder=encoder(WarmStartStage.name),
+            source=source(WarmStartStage.name, config.warm_start.optim, config.warm_start.augment, cache),
+            encoder=Encoder(model, cache),
             dev=data.dev_batches,
         )
+    cache = cache_of(config.joint.augment)
     yield JointStage(
         config.joint,
         model,
-        source=source(JointStage.name, config.joint.optim, config.joint.augment),
-        encoder=encoder(JointStage.name),
+        source=source(JointStage.name, config.joint.optim, config.joint.augment, cache),
+        encoder=Encoder(model, cache),
         seed=config.seed,
         validator=validator,
     )

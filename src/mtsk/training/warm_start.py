@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mtsk.config import WarmStartStageConfig
 from mtsk.model.avsr import AvsrModel, Encoded
-from mtsk.model.projector import RateProjectors
 from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ
 from mtsk.training.labels import TimedLabels, Units, greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
@@ -43,16 +42,12 @@ class _Reader(nn.Module):
         return logits_BKC
 
 
-def _by_modality(model: AvsrModel) -> list[tuple[str, RateProjectors]]:
-    return [(name, at) for name, at in model.projectors.items() if isinstance(at, RateProjectors)]
-
-
 class _WarmModules(nn.Module):
     def __init__(self, model: AvsrModel, units: Units, logit_scale: float) -> None:
         super().__init__()
         self.projectors = model.projectors
         units_CE = model.embedding_VE[list(units.token_ids)].detach().float().clone()
-        names = [f"{name}_{rate}" for name, at in _by_modality(model) for rate in at.rates]
+        names = [f"{name}_{rate}" for name, at in model.rate_projectors().items() for rate in at.rates]
         self.readers = nn.ModuleDict({name: _Reader(units_CE, logit_scale) for name in names})
 
 
@@ -113,7 +108,7 @@ class WarmStartStage:
     def _read(self, encoded: Encoded) -> Iterator[tuple[tuple[str, int], tuple[Tensor, Features]]]:
         for name, features in (("audio", encoded.audio), ("video", encoded.video)):
             if features is not None:
-                projectors = dict(_by_modality(self._model))[name]
+                projectors = self._model.rate_projectors()[name]
                 for rate in projectors.rates:
                     tokens = projectors(features, rate)
                     reader = self.modules.readers[f"{name}_{rate}"]

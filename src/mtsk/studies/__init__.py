@@ -1,0 +1,1 @@
+"""Studies: many trainings compared, strategy against strategy, on the same utterances."""
