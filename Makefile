@@ -7,7 +7,7 @@ RUN ?= runs/grid-s1
 # Waiting threads spin briefly, then sleep: far faster wherever another program is busy too.
 export GOMP_SPINCOUNT ?= 5000
 
-.PHONY: demo test lint test-slow weights train evaluate clean
+.PHONY: demo test lint test-slow weights train evaluate bench-objective clean
 
 demo: $(VENV)/.installed  ## transcribe real clips at every compression rate
 	@echo "Three clips of GRID, at every compression rate of one model (scale, LLM tokens, time, text):"
@@ -32,6 +32,9 @@ train: $(VENV)/.installed weights  ## train the default model again: GRID=... NO
 
 evaluate: $(VENV)/.installed weights  ## measure it: DATA=... RUN=...
 	$(BIN)/mtsk evaluate --data $(DATA) --model $(RUN)/model --snr clean,5,0,-5 -o $(RUN)/evaluation
+
+bench-objective: $(VENV)/.installed weights  ## memory and time of one backward per scale, against the summed loss
+	$(BIN)/python benchmarks/objective.py --json objective.json
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mtsk needs Python 3.11 or newer; make PYTHON=python3.11 ...")'

@@ -22,7 +22,8 @@ ROOMS = {
     "training": _USERS,
     "evaluation": _USERS,
     "inference": _USERS,
-    "recipes": set[str](),
+    "recipes": {"paper_recipes"},
+    "paper_recipes": set[str](),
     "studies": _USERS | {"evaluation", "training", "recipes"},
 }
 # The doors: they may open every room, but only when asked, so that importing them is quick.

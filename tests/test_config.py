@@ -1,6 +1,7 @@
 """The configuration tree as plain values: it survives JSON, and a wrong value is refused with its place."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -143,3 +144,59 @@ def test_values_out_of_range_are_refused(place, value, said):
     table[last] = value
     with pytest.raises(ValueError, match=said):
         from_dict(TrainConfig, plain)
+
+
+# Rates, draws and weights.
+
+
+def test_ranges_of_scales_are_written_out() -> None:
+    config = from_dict(ModelConfig, {"scales": ["a4-6v2", "v3"]})
+    assert list(map(str, config.grid)) == ["v3", "a4v2", "a5v2", "a6v2"]
+
+
+def test_weights_of_a_scale_and_its_task_multiply() -> None:
+    config = from_dict(TrainConfig, _changed("joint.weights", {"a4v2": 3, "av": 0.5, "v": 0, "a16": 2}))
+    weights = {str(scale): config.joint.weight(scale) for scale in config.model.grid}
+    assert weights == {"a4": 1, "a16": 2, "v2": 0, "v5": 0, "a4v2": 1.5, "a4v5": 0.5, "a16v2": 0.5, "a16v5": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("joint.weights", {"a4": -1}, "weights.a4 is -1.0; allowed is 0 or more"),
+        ("joint.weights", {"a4": float("nan")}, "weights.a4 is nan"),
+        ("joint.weights", {"x4": 1}, "'x4' is not a scale"),
+        ("joint.weights", {"a9": 1}, "joint.weights is ['a9']; allowed is the scales and tasks of the model"),
+        ("joint.weights", {"a04": 1}, "joint.weights is ['a04']"),
+        ("joint.weights", {"a4": "much"}, "'much'"),
+        ("joint.draw", "some", "some not in literal"),
+        ("model.scales", ["a4-"], "'a4-' is not a scale"),
+        ("model.scales", ["a9-4"], "empty range of rates"),
+        ("model.scales", "a4", "a list of scales such as"),
+        ("model.projector.audio_rates", [], "audio_rates is (); allowed is null, or different whole numbers from 1 up"),
+        ("model.projector.audio_rates", [0, 4], "audio_rates is (0, 4)"),
+        ("model.projector.video_rates", [2, 2], "video_rates is (2, 2)"),
+        ("model.projector.video_rates", [2.5], "2.5"),
+        ("model.projector.video_rates", [2], "compression 'average': stacks differ in width"),  # MODEL stacks
+        ("lips_from", "grid-s1", "lips_from is 'grid-s1'; allowed is null beside video_encoder"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(path: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        from_dict(TrainConfig, _changed(path, value))
+
+
+@pytest.mark.parametrize(("draw", "least"), [("uniform", 1), ("rates", 1), ("sandwich", 2)])
+def test_a_draw_needs_some_scales(draw: Any, least: int) -> None:
+    assert JointStageConfig(OPTIM, scales_per_step=least, draw=draw).scales_per_step == least
+    assert JointStageConfig(OPTIM, scales_per_step=None, draw=draw).scales_per_step is None
+    with pytest.raises(ValueError, match=f"scales_per_step is {least - 1}; allowed is {least} or more, or null"):
+        JointStageConfig(OPTIM, scales_per_step=least - 1, draw=draw)
+
+
+def test_projectors_with_rates_survive_json() -> None:
+    projector = ProjectorConfig(audio_rates=(4, 16), video_rates=(2,))
+    config = ModelConfig(scales=SCALES, projector=projector)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert projector.rates == {"audio": (4, 16), "video": (2,)}
+    assert ProjectorConfig().rates == {}

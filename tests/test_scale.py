@@ -113,6 +113,94 @@ def test_select() -> None:
         grid.select(["all", "a5"])
 
 
+# Ranges.
+
+
+@given(st.integers(1, 60), st.integers(0, 12))
+def test_a_range_is_every_rate_from_its_first_to_its_last(first: int, more: int) -> None:
+    rates = range(first, first + more + 1)
+    assert Scale.parse_ranges(f"a{first}-{first + more}") == tuple(Scale(audio=rate) for rate in rates)
+    assert Scale.parse_ranges(f" V{first}-{first + more} ") == tuple(Scale(video=rate) for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a4-6v2", "a4v2 a5v2 a6v2"),
+        ("a4v2-3", "a4v2 a4v3"),
+        ("a4-5v1-2", "a4v1 a4v2 a5v1 a5v2"),
+        ("a12v2-3", "a12v2 a12v3"),
+        ("a4-4", "a4"),
+    ],
+)
+def test_ranges_of_both_are_combined(text: str, expected: str) -> None:
+    assert " ".join(map(str, Scale.parse_ranges(text))) == expected
+
+
+@given(scales)
+def test_a_scale_is_a_range_of_itself(scale: Scale) -> None:
+    assert Scale.parse_ranges(str(scale)) == (scale,)
+    assert Scale.parse_ranges("4,2") == (Scale(4, 2),)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "4-20", "a-4", "a4-", "a4-v2", "a4v2-", "a4--6", "a4-6-8", "v2-3a4", "a4 - 6"]
+)
+def test_no_range_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(text)) + " is not a scale.*a4v2"):
+        Scale.parse_ranges(text)
+
+
+@pytest.mark.parametrize("text", ["a20-4", "v5-1", "a4v3-2", "a6-4v1-5"])
+def test_an_empty_range_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}' has an empty range of rates; write the finer rate first"):
+        Scale.parse_ranges(text)
+
+
+@pytest.mark.parametrize("text", ["a0-3", "v0-1", "a4-6v0-2"])
+def test_a_range_from_zero_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="from 1 up, not 0"):
+        Scale.parse_ranges(text)
+
+
+# Tasks, and what stands in for a scale that was not trained.
+
+
+@given(scales)
+def test_task_and_rates_by_letter(scale: Scale) -> None:
+    assert scale.task == "".join(letter for letter in "av" if scale.rate(letter) is not None)
+    assert (scale.rate("a"), scale.rate("v")) == (scale.audio, scale.video)
+
+
+@given(st.lists(scales, min_size=1, max_size=8), scales)
+def test_nearest_finer_is_the_cheapest_that_is_nowhere_coarser(trained: list[Scale], wanted: Scale) -> None:
+    grid = ScaleGrid(tuple(trained))
+
+    def allowed(each: Scale) -> bool:
+        pairs = ((each.audio, wanted.audio), (each.video, wanted.video))
+        return all((own is None) == (its is None) and (own or 0) <= (its or 0) for own, its in pairs)
+
+    finer = [each for each in grid if allowed(each)]
+    if not finer:
+        with pytest.raises(ValueError, match=f"no trained scale is as fine as {wanted} or finer; this model has: a?v?"):
+            grid.nearest_finer(wanted)
+        return
+    found = grid.nearest_finer(wanted)
+    assert found in finer
+    assert found.tokens_per_second == min(each.tokens_per_second for each in finer)
+    if wanted in grid:
+        assert found == wanted
+
+
+def test_nearest_finer_of_known_grids() -> None:
+    grid = ScaleGrid.joint((4, 16), (2, 5))
+    wanted = {"a15": "a4", "a16": "a16", "a50": "a16", "v3": "v2", "a20v4": "a16v2", "a5v9": "a4v5"}
+    assert {text: str(grid.nearest_finer(Scale.parse(text))) for text in wanted} == wanted
+    for text in ("a3", "v1", "a3v9", "a20v1"):
+        with pytest.raises(ValueError, match="no trained scale is as fine"):
+            grid.nearest_finer(Scale.parse(text))
+
+
 def test_empty_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one scale"):
         ScaleGrid(())

@@ -60,6 +60,7 @@ def prepare(
     sheets: int = 12,
     face: int = 0,
     lips: Annotated[bool, arg(help_behavior_hint="")] = True,
+    mix: int = 8,
 ) -> int:
     """Read a corpus once into a folder for training and evaluation: sound, mouth crops and lists. When interrupted, or
     when the corpus has grown, run it again: what is done is not read again.
@@ -74,10 +75,13 @@ def prepare(
         sheets: write pictures of all mouth crops to look at, for so many utterances.
         face: which face to read, by size, 0 the largest.
         lips: keep the sound alone.
+        mix: for `noise`: recordings that sound at once; 8 talkers are babble, 1 is for recordings of noise.
     """
     from mtsk.commands.prepare import run
 
-    return run(corpus, source, target, split=split, table=table, workers=workers, sheets=sheets, face=face, lips=lips)
+    return run(
+        corpus, source, target, split=split, table=table, workers=workers, sheets=sheets, face=face, lips=lips, mix=mix
+    )
 
 
 def train(
@@ -118,6 +122,7 @@ def evaluate(
     snr: Annotated[str, arg(metavar="dB,...")] = "clean",
     peer: Annotated[tuple[Literal["whisper-base"], ...], arg(help_behavior_hint="")] = (),
     batch: int = 10,
+    untrained: Literal["refuse", "pool", "between"] = "refuse",
 ) -> int:
     """Word error rates with 95 % intervals, by scale and noise: a table, wer.json, wer.csv, wer.png (a plot) and
     hypotheses.jsonl (what was recognised in each utterance).
@@ -127,14 +132,16 @@ def evaluate(
         output_dir: where the results go.
         model: name of a model of this package, or a checkpoint folder.
         split: which part of the data.
-        scale: some of the trained scales, or `all`.
+        scale: some of the trained scales, or `all`; a4-20 stands for every rate from 4 to 20.
         snr: babble at these signal-to-noise ratios, such as clean,5,0,-5; needs `mtsk prepare noise`.
         peer: other systems to measure on the same utterances.
         batch: utterances at a time.
+        untrained: at a scale that was not trained, `pool` averages the tokens of the nearest finer one, and `between`
+            lets the projectors around it read.
     """
     from mtsk.commands.evaluate import run
 
-    return run(data, output_dir, model, split, scale, snr, peer, batch)
+    return run(data, output_dir, model, split, scale, snr, peer, batch, untrained)
 
 
 def study(
@@ -158,15 +165,39 @@ def study(
     return run(file, data, output_dir, report)
 
 
-def info(model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL, /) -> int:
-    """Show what a model is: scales, tokens per second, base weights, size, training.
+def convert(
+    kind: Positional[Literal["avhubert"]],
+    source: Annotated[Positional[Path], arg(metavar="FILE")],
+    target: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    /,
+) -> int:
+    """Read weights that others published, without running anything that the file holds, into a folder for
+    `model.video.source`. AV-HuBERT's weights have a non-commercial licence and are never shipped with mtsk.
 
     Args:
-        model: name of a model of this package, or a checkpoint folder.
+        kind: `avhubert`, a checkpoint of AV-HuBERT such as large_vox_iter5.pt, pre-trained or fine-tuned.
+        source: the published file.
+        target: a new folder, or one of an earlier conversion.
+    """
+    from mtsk.commands.convert import run
+
+    return run(kind, source, target)
+
+
+def info(
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL,
+    /,
+    duration: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None,
+) -> int:
+    """Show what a model is: scales, tokens per second, base weights, size, training; and what its scales cost.
+
+    Args:
+        model: name of a model of this package, a checkpoint folder, or a recipe.
+        duration: also show tokens, FLOPs and bytes of each stage for a recording of so many seconds.
     """
     from mtsk.commands.info import run
 
-    return run(model)
+    return run(model, duration)
 
 
 VERBS: dict[str, Callable[..., int]] = {
@@ -175,6 +206,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "study": study,
+    "convert": convert,
     "info": info,
 }
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import cattrs
 from cattrs.errors import IterableValidationNote
+from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.v import format_exception
 
 from mtsk.scale import Scale, ScaleGrid
@@ -28,6 +29,14 @@ class AudioEncoderConfig:
     window: Literal["real", "30s"] = "real"
     """Encode the real length, or pad to 30 s and cut, as others' checkpoints were trained. The two are not
     interchangeable: a model is used as it was trained."""
+    normalize: bool = False
+    """Shift and scale each waveform to mean 0 and variance 1 first."""
+    cut: Literal["whole", "authors"] = "whole"
+    """What is kept of a 30 s window: the features that the sound fills, or as many as Llama-AVSR keeps: at least 25,
+    and in its floating-point arithmetic now and then one less than the sound fills."""
+
+    def __post_init__(self) -> None:
+        _require(self.cut == "whole" or self.window == "30s", "audio.cut", self.cut, "'whole', unless window is '30s'")
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,8 @@ class ProjectorConfig:
     input_dropout: float = 0.1
     audio_rates: tuple[int, ...] | None = None
     video_rates: tuple[int, ...] | None = None
+    video_output_norm: bool | None = None
+    """For lips, where it is not as `output_norm` says."""
 
     def __post_init__(self) -> None:
         for name, rates in self.rates.items():
@@ -84,16 +95,19 @@ class ProjectorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters of the LLM (paper, section 3.3): `ms` one for all scales, `ss` one per scale, `mss` both."""
+    """Low-rank adapters of the LLM (paper, section 3.3): `ms` one for all scales, `ss` one per scale, `mss` both.
 
-    strategy: Literal["ms", "ss", "mss"] = "ms"
+    As in Omni-AVSR (arXiv 2511.07253), `t` is one per task (sound, lips, both), and `st` one for all and one per task.
+    """
+
+    strategy: Literal["ms", "ss", "mss", "t", "st"] = "ms"
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Linear layers of the LLM by the last part of their name, such as q_proj, o_proj, gate_proj."""
     variant: Literal["lora", "dora"] = "lora"
-    """Plain, or with a learned norm of each output's weights (DoRA, arXiv 2402.09353); not for `mss`."""
+    """Plain, or with a learned norm of each output's weights (DoRA, arXiv 2402.09353); not for `mss` and `st`."""
     rank_stabilized: bool = False
     """Scale the delta by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)."""
 
@@ -102,9 +116,11 @@ class LoraConfig:
         _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
         _require(self.variant in ("lora", "dora"), "lora.variant", self.variant, "'lora' or 'dora'")
         allowed = (
-            "'lora' with strategy 'mss', whose two added deltas have no single magnitude; 'dora' with 'ms' or 'ss'"
+            "'lora' with strategy 'mss' or 'st', whose two added deltas have no single magnitude; 'dora' with 'ms', "
+            "'ss' or 't'"
         )
-        _require((self.variant, self.strategy) != ("dora", "mss"), "lora.variant", self.variant, allowed)
+        both = self.strategy in ("mss", "st")
+        _require(not (both and self.variant == "dora"), "lora.variant", self.variant, allowed)
 
     @property
     def delta_scale(self) -> float:
@@ -124,6 +140,10 @@ class ModelConfig:
     compression: Literal["average", "stack"] = "average"
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    leading_space: bool = True
+    """The first word of a transcription carries a space in front of it, as the others do."""
+    embedding_scale: float = 1.0
+    """The LLM's token embeddings are multiplied by this, and its output head where it is the same table."""
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -138,6 +158,11 @@ class ModelConfig:
     def grid(self) -> ScaleGrid:
         """The trained scales, sorted."""
         return ScaleGrid(self.scales)
+
+    @property
+    def trains_lips(self) -> bool:
+        """Whether the lip encoder has adapters, which are trained with those of the LLM."""
+        return isinstance(self.video, AvHubertConfig) and self.video.lora_rank is not None and bool(self.grid.video_rates)
 
 
 @dataclass(frozen=True)
@@ -266,9 +291,22 @@ class TrainConfig:
         _require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
         for name in ("seed", "cache_views", "num_workers"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        cached = self.cache_views if self.model.trains_lips else 0
+        _require(not cached, "cache_views", cached, "0 where the lip encoder is trained (model.video.lora_rank)")
+        both = self.lips_from if self.video_encoder is not None else None
+        _require(both is None, "lips_from", both, "null beside video_encoder, the stage that trains a lip encoder")
         weighable = {name for scale in self.model.grid for name in (str(scale), scale.task)}
         odd = set(self.joint.weights) - weighable
         _require(not odd, "joint.weights", sorted(odd), f"the scales and tasks of the model, {sorted(weighable)}")
+
+
+# Fields that came later. They are not written while they have their default, so that whatever is named after the hash
+# of a configuration keeps its name.
+_LATER: dict[type, tuple[str, ...]] = {
+    AudioEncoderConfig: ("normalize", "cut"),
+    ProjectorConfig: ("video_output_norm",),
+    ModelConfig: ("leading_space", "embedding_scale"),
+}
 
 
 def _converter() -> cattrs.Converter:
@@ -279,6 +317,9 @@ def _converter() -> cattrs.Converter:
     # Left alone, the converter would turn 1.7 into the int 1 and "false" into the bool True.
     for plain in (bool, int, float, str):
         converter.register_structure_hook(plain, _plain)
+    for cls, names in _LATER.items():
+        quiet = {name: override(omit_if_default=True) for name in names}
+        converter.register_unstructure_hook(cls, make_dict_unstructure_fn(cls, converter, **quiet))
     return converter
 
 

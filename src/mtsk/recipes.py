@@ -14,6 +14,7 @@ from mtsk.config import (
     VideoStageConfig,
     WarmStartStageConfig,
 )
+from mtsk.paper_recipes import PAPER_RECIPES
 from mtsk.scale import ScaleGrid
 
 
@@ -40,7 +41,7 @@ def grid_s1() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"grid-s1": grid_s1}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"grid-s1": grid_s1, **PAPER_RECIPES}
 
 
 def get_recipe(name: str) -> TrainConfig:

@@ -17,7 +17,7 @@ VIDEO_FEATURE_RATE_HZ = 25  # one feature per video frame
 
 _NAMED = re.compile(r"(?:a(?P<audio>\d+))?(?:v(?P<video>\d+))?")
 _PAIR = re.compile(r"(?P<audio>\d+)\s*,\s*(?P<video>\d+)")
-_RANGES = re.compile(r"(?:a(\d+)-?(\d+)?)?(?:v(\d+)-?(\d+)?)?")
+_RANGES = re.compile(r"(?:a(\d+)(?:-(\d+))?)?(?:v(\d+)(?:-(\d+))?)?")
 
 
 @functools.total_ordering

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from mtsk.checkpoints.store import (
     WEIGHTS_FILE,
     base_sources,
     build_model,
+    load_lips,
     load_model,
     read_record,
     save_model,
 )
 from mtsk.model.avsr import AvsrModel
+from mtsk.model.video_encoder import CompactVideoEncoder
 from mtsk.scale import Scale
-from tests.tiny import randomize_adapters, save_tiny_bases, tiny_batch, tiny_config, tiny_model
+from tests.tiny import VIDEO_CONFIG, randomize_adapters, save_tiny_bases, tiny_batch, tiny_config, tiny_model
 
 SCALES = [Scale.parse(text) for text in ("a16v5", "v2", "a4")]
 
@@ -125,6 +128,59 @@ def test_only_what_was_trained_is_stored(saved: Path) -> None:
 def test_saving_again_replaces(saved: Path, sources: tuple[str, str]) -> None:
     save_model(tiny_model("ms", "stack", sources=sources), saved)
     assert load_model(saved).config.lora.strategy == "ms"
+
+
+# The lip encoder of another model.
+
+
+def _lips(model: AvsrModel) -> dict[str, Tensor]:
+    assert model.video_encoder is not None
+    return {name: value.clone() for name, value in model.video_encoder.state_dict().items()}
+
+
+def test_lips_of_a_checkpoint_are_taken_and_nothing_else(saved: Path) -> None:
+    model = tiny_model("ms", "stack", seed=5)  # of another strategy and compression; only the lips have to fit
+    before, others = _lips(model), {n: p.clone() for n, p in model.named_parameters() if not n.startswith("video_")}
+    load_lips(model, saved)
+    expected, found = _lips(_halve(tiny_model("mss"))), _lips(model)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert any(not torch.equal(found[name], before[name]) for name in before if "running_mean" in name)
+    assert {value.dtype for value in found.values()} == {torch.float32, torch.int64}
+    assert all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others)
+
+
+def test_a_model_without_lips_takes_none(saved: Path) -> None:
+    model = tiny_model(scales=("a4", "a16"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    load_lips(model, saved)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_without_lips_is_refused(tmp_path: Path, sources: tuple[str, str]) -> None:
+    save_model(tiny_model(scales=("a4",), sources=sources), tmp_path)
+    model = tiny_model()
+    before = _lips(model)
+    with pytest.raises(ValueError, match="has no lip encoder of this shape"):
+        load_lips(model, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in _lips(model).items())
+
+
+@pytest.mark.parametrize("change", [{"width": 16}, {"channels": (4, 6, 10)}, {"dilations": (1, 2, 4)}])
+def test_lips_of_another_shape_are_refused(saved: Path, change: dict[str, Any]) -> None:
+    model = tiny_model()
+    config = replace(VIDEO_CONFIG, **change)
+    model.video_encoder = CompactVideoEncoder(config)
+    with pytest.raises(ValueError, match="has no lip encoder of this shape"):
+        load_lips(model, saved)
+
+
+def test_lips_of_no_checkpoint_are_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        load_lips(tiny_model(), tmp_path / "nowhere")
+    (saved / WEIGHTS_FILE).write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors can't be read"):
+        load_lips(tiny_model(), saved)
 
 
 # Refusals.

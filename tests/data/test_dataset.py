@@ -46,7 +46,7 @@ def test_training_reads_no_test_split(data_dir):
 
 def test_an_example_follows_from_its_key(data_dir):
     cuts = load_cuts(data_dir, "train", training=True)
-    babble = Babble.load(data_dir, "train", num_talkers=2)
+    babble = Babble.load(data_dir, "train")
 
     def example(id: str, view: int, seed: int = 0) -> NDArray[np.float32]:
         waveform = UtteranceDataset(cuts, seed=seed, changes=AugmentConfig(), babble=babble)[id, view].waveform
@@ -69,7 +69,7 @@ def test_without_changes_every_view_is_the_recording(data_dir):
 
 
 def test_evaluation_noise_is_the_same_at_every_ratio(data_dir):
-    cuts, babble = load_cuts(data_dir, "test"), Babble.load(data_dir, "test", num_talkers=2)
+    cuts, babble = load_cuts(data_dir, "test"), Babble.load(data_dir, "test")
     id = UtteranceDataset(cuts).ids[0]
     clean = UtteranceDataset(cuts)[id, 0].waveform
     assert clean is not None
@@ -91,7 +91,7 @@ def test_evaluation_noise_is_the_same_at_every_ratio(data_dir):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_loader_gives_the_same_batches_in_any_number_of_processes(data_dir, num_workers):
     cuts = load_cuts(data_dir, "train", training=True)
-    dataset = UtteranceDataset(cuts, changes=AugmentConfig(), babble=Babble.load(data_dir, "train", num_talkers=2))
+    dataset = UtteranceDataset(cuts, changes=AugmentConfig(), babble=Babble.load(data_dir, "train"))
 
     def batches(num_workers: int) -> list[Batch]:
         keys = batch_keys(cuts, batch_s=1.2, seed=0, start_step=2)

@@ -18,35 +18,9 @@ from mtsk.model.avhubert import AvHubertEncoder, AvHubertShape
 from mtsk.types import Features
 from tests.goldens import golden_video, load_golden
 from tests.tiny import row_of, tiny_batch, with_garbage
+from tests.tiny_avhubert import POST_NORM, TINY, published
 
 GOLDEN_SHAPE = AvHubertShape(num_layers=3, width=96, ffn_width=192, num_heads=4)
-TINY = AvHubertShape(
-    num_layers=2, width=32, ffn_width=48, num_heads=4, position_kernel=8, position_groups=4, crop_px=32
-)
-POST_NORM = replace(TINY, norm_first=False)
-
-
-@functools.cache
-def _published(shape: AvHubertShape, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights as fairseq names them, with convolutional positions that are not small."""
-    rng = torch.Generator().manual_seed(seed)
-    state: dict[str, Tensor] = {}
-    for name, value in AvHubertEncoder(shape).state_dict().items():
-        drawn = torch.randn(value.shape, generator=rng)
-        if name.endswith("num_batches_tracked"):
-            state[name] = value
-        elif name.endswith("running_var"):
-            state[name] = drawn.abs() + 0.5
-        elif value.ndim == 1 and name.endswith("weight"):
-            state[name] = 1 + 0.3 * drawn  # far from 1, so that a missing normalisation shows
-        else:
-            state[name] = drawn * (2 / value[0].numel()) ** 0.5 if value.ndim > 1 else 0.3 * drawn
-    first = "feature_extractor_video.resnet.frontend3D.0.weight"
-    state[first] = state[first].unsqueeze(1)
-    direction = state.pop("encoder.pos_conv.0.weight")
-    state["encoder.pos_conv.0.weight_v"] = direction
-    state["encoder.pos_conv.0.weight_g"] = 1 + torch.rand(1, 1, direction.shape[2], generator=rng)
-    return state
 
 
 def _encoder(shape: AvHubertShape, state: dict[str, Tensor]) -> AvHubertEncoder:
@@ -58,7 +32,7 @@ def _encoder(shape: AvHubertShape, state: dict[str, Tensor]) -> AvHubertEncoder:
 
 @functools.cache
 def _tiny(shape: AvHubertShape = TINY) -> AvHubertEncoder:
-    return _encoder(shape, _published(shape))
+    return _encoder(shape, published(shape))
 
 
 @torch.no_grad()
@@ -197,7 +171,7 @@ def _oracle_positions(weights: dict[str, Tensor], x: Tensor, shape: AvHubertShap
         for time in range(len(x)):
             source = time + tap - before
             if 0 <= source < len(x):
-                mixed = kernel.unflatten(0, (groups, -1)) @ x[source].reshape(groups, -1, 1)
+                mixed = kernel.reshape(groups, -1, kernel.shape[1]) @ x[source].reshape(groups, -1, 1)
                 out[time] += mixed.flatten()
     return out * 0.5 * (1 + torch.erf(out / 2**0.5))
 
@@ -237,7 +211,7 @@ def _oracle_frames(weights: dict[str, Tensor], pixels_THW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", [TINY, POST_NORM], ids=["pre-norm", "post-norm"])
 def test_equals_the_oracle(shape: AvHubertShape) -> None:
-    state, lengths = _published(shape), [11, 6, 1]
+    state, lengths = published(shape), [11, 6, 1]
     pixels_BTHW = torch.randn(3, 11, 32, 32, generator=torch.Generator().manual_seed(1))
     for row, length in enumerate(lengths):
         pixels_BTHW[row, length:] = 0
@@ -297,7 +271,7 @@ def test_rows_without_lips() -> None:
 
 
 def test_the_middle_is_seen_normalised() -> None:
-    one, encoder = row_of(tiny_batch(num_frames=(3, 5, 4)), 1), _encoder(replace(TINY, crop_px=88), _published(TINY))
+    one, encoder = row_of(tiny_batch(num_frames=(3, 5, 4)), 1), _encoder(replace(TINY, crop_px=88), published(TINY))
     expected = encoder.encode((one.mouth_BTHW[..., 4:92, 4:92] / 255 - 0.421) / 0.165, one.num_frames_B)
     torch.testing.assert_close(_run(encoder, one.mouth_BTHW, one.num_frames_B).values_BTD, expected)
 
@@ -329,7 +303,7 @@ def test_adapters_are_what_is_trained() -> None:
     encoder.add_adapters(rank=3, alpha=6)
     encoder.train()
     assert torch.equal(_run(encoder, one.mouth_BTHW, one.num_frames_B).values_BTD, plain), "fresh, and not zero"
-    adapters = encoder.adapter_parameters()
+    adapters = encoder.trained_parameters()
     assert len(adapters) == TINY.num_layers * 2 * 2
     assert {name for name, weight in encoder.named_parameters() if weight.requires_grad} == set(adapters)
     for name, weight in adapters.items():
@@ -357,7 +331,7 @@ def test_large_has_the_published_size() -> None:
     expected = frontend + trunk + projection + join + positions + 24 * layer + 2 * 1024
     assert sum(weight.numel() for weight in encoder.parameters()) == expected == 324_515_328
     encoder.add_adapters(rank=64, alpha=128)
-    assert sum(weight.numel() for weight in encoder.adapter_parameters().values()) == 6_291_456
+    assert sum(weight.numel() for weight in encoder.trained_parameters().values()) == 6_291_456
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtsk.model.compress import COMPRESSORS, Compressor, average, stack
+from mtsk.model.compress import COMPRESSORS, Compressor, average, average_tokens, stack
 from mtsk.model.masking import zero_beyond
 from mtsk.types import Features
 
@@ -33,6 +33,7 @@ def _naive(row: Tensor, rate: int, stacked: bool) -> list[list[float]]:
     return tokens
 
 
+@settings(deadline=None)  # on a busy machine
 @given(lengths, st.integers(1, 9), st.booleans(), st.integers(0, 5))
 def test_equals_a_naive_loop(row_lengths: list[int], rate: int, stacked: bool, extra: int) -> None:
     features = _features(row_lengths, extra)
@@ -46,6 +47,7 @@ def test_equals_a_naive_loop(row_lengths: list[int], rate: int, stacked: bool, e
         assert not compressed.values_BTD[row, len(expected) :].any()
 
 
+@settings(deadline=None)  # on a busy machine
 @given(lengths, st.integers(1, 5), st.integers(1, 5))
 def test_averages_nest(row_lengths: list[int], first: int, second: int) -> None:
     features = _features(row_lengths)
@@ -83,3 +85,60 @@ def test_width(name: str, rate: int) -> None:
 def test_rate_below_one_is_refused(rate: int) -> None:
     with pytest.raises(ValueError, match=f"from 1 up, not {rate}"):
         average(_features([8]), rate)
+
+
+# Tokens averaged further: the training-free baseline.
+
+
+def _naive_tokens(row: Tensor, rate: int, wanted: int, num_tokens: int) -> Tensor:
+    """One row of real tokens: each is spread over its `rate` steps, and each group of `wanted` steps is averaged."""
+    steps = [token for token in row.tolist() for _ in range(rate)]
+    coarse = []
+    for start in range(0, num_tokens * wanted, wanted):
+        group = steps[start : start + wanted]  # the last may be cut: the tokens end before the features do
+        coarse.append([sum(step[d] for step in group) / len(group) for d in range(DIM)])
+    return torch.tensor(coarse).reshape(num_tokens, DIM)
+
+
+@settings(deadline=None)  # on a busy machine
+@given(lengths, st.integers(1, 6), st.integers(0, 9), st.integers(0, 5))
+def test_averaged_tokens_equal_a_naive_loop(row_lengths: list[int], rate: int, more: int, extra: int) -> None:
+    """Of any two rates, with every row as if alone."""
+    features, wanted = _features(row_lengths, extra), rate + more
+    tokens = average(features, rate)
+    averaged = average_tokens(tokens, rate, wanted, features.lengths_B // wanted)
+    assert averaged.lengths_B.tolist() == [length // wanted for length in row_lengths]
+    assert averaged.values_BTD.shape[1] == max(averaged.lengths_B)
+    for row, length in enumerate(averaged.lengths_B.tolist()):
+        expected = _naive_tokens(tokens.values_BTD[row, : row_lengths[row] // rate], rate, wanted, length)
+        torch.testing.assert_close(averaged.values_BTD[row, :length], expected, atol=1e-5, rtol=1e-4)
+        assert not averaged.values_BTD[row, length:].any()
+        alone = average_tokens(tokens.rows([row]), rate, wanted, features.lengths_B[row : row + 1] // wanted)
+        torch.testing.assert_close(averaged.values_BTD[row, :length], alone.values_BTD[0], atol=1e-6, rtol=1e-5)
+
+
+@settings(deadline=None)  # on a busy machine
+@given(lengths, st.integers(1, 5), st.integers(1, 5))
+def test_where_rates_divide_tokens_are_average_pooled(row_lengths: list[int], rate: int, factor: int) -> None:
+    features = _features(row_lengths)
+    tokens, num_tokens_B = average(features, rate), features.lengths_B // (rate * factor)
+    averaged = average_tokens(tokens, rate, rate * factor, num_tokens_B)
+    pooled = average(tokens, factor)
+    assert torch.equal(pooled.lengths_B, num_tokens_B)
+    num_tokens = averaged.values_BTD.shape[1]
+    torch.testing.assert_close(averaged.values_BTD, pooled.values_BTD[:, :num_tokens], atol=1e-6, rtol=1e-5)
+    assert not pooled.values_BTD[:, num_tokens:].any()
+
+
+def test_averaged_tokens_of_a_long_recording_and_in_half_precision() -> None:
+    """Thirty seconds: sums of fractions of time do not drift."""
+    features = _features([1500, 1499, 0])
+    tokens = average(features, 3)
+    averaged = average_tokens(tokens, 3, 4, features.lengths_B // 4)
+    for row, length in enumerate((375, 374, 0)):
+        expected = _naive_tokens(tokens.values_BTD[row, : (1500, 1499, 0)[row] // 3], 3, 4, length)
+        torch.testing.assert_close(averaged.values_BTD[row, :length], expected, atol=1e-3, rtol=1e-3)
+    half = Features(tokens.values_BTD.bfloat16(), tokens.lengths_B)
+    rounded = average_tokens(half, 3, 4, features.lengths_B // 4).values_BTD
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), averaged.values_BTD, atol=0.03, rtol=0.03)

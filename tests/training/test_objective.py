@@ -10,9 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
+from mtsk.config import JointStageConfig, OptimConfig
 from mtsk.model.avsr import AvsrModel
 from mtsk.scale import Scale
+from mtsk.training.joint_stage import JointStage
 from mtsk.training.objective import backward_scales
+from mtsk.training.source import Encoder
 from tests.tiny import TEXTS, tiny_batch, tiny_model
 
 ALL = tuple(Scale.parse(text) for text in ("a4", "a16", "v2", "v5", "a4v2", "a16v5"))
@@ -35,8 +38,10 @@ def _assert_equal(found: dict[str, Tensor | None], expected: dict[str, Tensor | 
             assert float((other - gradient).norm()) <= tolerance * float(gradient.norm()), name
 
 
-def _summed_backward(model: AvsrModel, texts: Sequence[str], scales: Sequence[Scale]) -> dict[str, float]:
-    """The oracle: forward of every scale, then a single backward."""
+def _summed_backward(
+    model: AvsrModel, texts: Sequence[str], scales: Sequence[Scale], weights: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The oracle: forward of every scale, then a single backward of the mean of the weighted losses."""
     encoded = model.encode(tiny_batch(texts), model.grid)
     losses = {}
     for scale in scales:
@@ -44,20 +49,22 @@ def _summed_backward(model: AvsrModel, texts: Sequence[str], scales: Sequence[Sc
         losses[str(scale)] = functional.cross_entropy(
             prediction.logits_BLV.float().flatten(0, 1), prediction.labels_BL.flatten(), ignore_index=-100
         )
-    torch.autograd.backward(torch.stack(list(losses.values())).mean())
+    weights_S = torch.tensor([1.0] * len(scales) if weights is None else weights)
+    torch.autograd.backward((torch.stack(list(losses.values())) * weights_S).mean())
     return {name: float(loss.detach()) for name, loss in losses.items()}
 
 
 @pytest.mark.parametrize("checkpointing", [None, "reentrant", "non-reentrant"])
+@pytest.mark.parametrize("weights", [(1.0,) * 6, (1.0, 0.5, 3.0, 0.0, 1.5, 0.1)], ids=["equal", "weighted"])
 @pytest.mark.parametrize("strategy", ["ms", "ss", "mss"])
 def test_gradients_are_those_of_the_summed_loss(
-    strategy: str, checkpointing: str | None, accelerator: Accelerator
+    strategy: str, checkpointing: str | None, weights: Sequence[float], accelerator: Accelerator
 ) -> None:
     """With dropout on, drawn the same in both, and in training mode, without which nothing is recomputed."""
     texts = TEXTS[:3]
     model = tiny_model(strategy).train()
     torch.manual_seed(0)
-    losses = _summed_backward(model, texts, ALL)
+    losses = _summed_backward(model, texts, ALL, weights)
     expected = _gradients(model)
     encoded = model.encode(tiny_batch(texts), model.grid)
     calls: list[None] = []
@@ -66,7 +73,7 @@ def test_gradients_are_those_of_the_summed_loss(
         options = {"use_reentrant": checkpointing == "reentrant"}
         model.llm.activation_checkpointing_enable(options)
     torch.manual_seed(0)
-    figures = backward_scales(model, encoded, texts, dict.fromkeys(ALL, 1.0), accelerator)
+    figures = backward_scales(model, encoded, texts, dict(zip(ALL, weights, strict=True)), accelerator)
     _assert_equal(_gradients(model), expected)
     assert {name: figures[name] for name in losses} == pytest.approx(losses, rel=1e-5)
     assert len(calls) == len(ALL) * (1 if checkpointing is None else 2), "activations were not recomputed"
@@ -136,3 +143,37 @@ def test_a_scale_that_no_row_reaches_is_left_out(accelerator: Accelerator) -> No
     figures = backward_scales(model, encoded, TEXTS[:3], {scales[1]: 1.0}, accelerator)
     assert figures == {"tokens": 0.0}
     assert all(gradient is None for gradient in _gradients(model).values())
+
+
+def test_the_joint_stage_weighs_by_scale_and_task(accelerator: Accelerator) -> None:
+    """The weights of the configuration reach the gradients; the losses that are shown stay unweighted."""
+    optim = OptimConfig(1, 1e-3)
+    weights = {"a16v5": 4.0, "av": 0.5, "v": 0.25, "v2": 0.0}
+    config = JointStageConfig(optim, weights=weights)
+    assert [config.weight(scale) for scale in ALL] == [1.0, 1.0, 0.0, 0.25, 0.5, 2.0]
+    batch, source = tiny_batch(), _Source(accelerator)
+    found, losses = [], []
+    for each in (config, JointStageConfig(optim)):
+        model = tiny_model("ss")
+        stage = JointStage(
+            each, model, source=source, encoder=Encoder(model), seed=1, validator=lambda _: {}  # type: ignore[arg-type]
+        )  # fmt: skip
+        torch.manual_seed(0)
+        losses.append(stage.backward(batch, 0))
+        found.append(_gradients(model))
+    assert losses[0] == losses[1]
+    layers = [name for name in found[0] if name.endswith("_AOR")]
+    assert layers
+    for name in layers:
+        weighted_AOR, plain_AOR = found[0][name], found[1][name]
+        assert weighted_AOR is not None
+        assert plain_AOR is not None
+        for scale, own, plain in zip(sorted(ALL), weighted_AOR, plain_AOR, strict=True):
+            assert float((own - config.weight(scale) * plain).norm()) <= 1e-6 * float(plain.norm()), (name, scale)
+
+
+class _Source:
+    """Of a batch source only what the backward needs."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator

@@ -15,10 +15,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from lhotse import CutSet
 from lhotse.utils import fastcopy
+from safetensors.torch import load_file
 
 import mtsk
+from mtsk.checkpoints.store import save_model
 from mtsk.commands import train as command
-from mtsk.config import AugmentConfig, TrainConfig, to_dict
+from mtsk.config import AugmentConfig, TrainConfig, from_dict, to_dict
 from mtsk.data.dataset import load_cuts
 from mtsk.training import run as run_module
 from mtsk.training import trainer
@@ -115,7 +117,7 @@ def test_what_the_configuration_lacks_is_refused(data: TrainingData, accelerator
     lips_only = tiny_train_config(tiny_config(scales=("v2", "v5")))
     with pytest.raises(ValueError, match=r"distill_weight needs a model with an audio encoder"):
         _train(lips_only, data, tmp_path, accelerator)
-    with pytest.raises(ValueError, match="no stage trains the lip encoder"):
+    with pytest.raises(ValueError, match=r"there is no lip encoder: video_encoder.*lips_from"):
         _train(replace(tiny_train_config(), video_encoder=None), data, tmp_path, accelerator)
     assert list(tmp_path.iterdir()) == []
 
@@ -220,3 +222,40 @@ def test_an_incomplete_command_is_refused(tmp_path: Path, data_dir: Path) -> Non
     with pytest.raises(ValueError, match="not valid JSON"):
         command.run(str(tmp_path / "broken.json"), data_dir, tmp_path / "out", False, None)
     assert not (tmp_path / "out").exists()
+
+
+# Lips that another model brings.
+
+
+def test_lips_from_another_model_are_used_as_they_are(
+    recipe: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lips of the new model are those of the checkpoint to the bit, and are no part of what is trained."""
+    monkeypatch.setattr(run_module, "WhisperAligner", EvenAligner)
+    config = from_dict(TrainConfig, json.loads(recipe.read_text()))
+    sources = config.model.llm, config.model.audio.source  # type: ignore[union-attr]
+    save_model(tiny_model("ss", seed=4, sources=sources), tmp_path / "lips")
+    own = replace(config, video_encoder=None, lips_from=str(tmp_path / "lips"))
+    (tmp_path / "own.json").write_text(json.dumps(to_dict(own)))
+    assert command.run(str(tmp_path / "own.json"), data_dir, tmp_path / "run", False, None) == 0
+    given, found = (load_file(tmp_path / name / "model.safetensors") for name in ("lips", "run/model"))
+    lips = [name for name in found if name.startswith("video_encoder.")]
+    assert len(lips) > 10
+    assert all(torch.equal(found[name], given[name]) for name in lips)
+    assert not torch.equal(found["projectors.video.at_rate.2.up.weight"], given["projectors.video.at_rate.2.up.weight"])
+    assert {path.stem for path in (tmp_path / "run" / "stages").iterdir()} == {"warm_start", "joint"}
+    for stage in ("warm_start", "joint"):
+        stored = load_file(tmp_path / "run" / "stages" / f"{stage}.safetensors")
+        assert not any("exp_avg" in name and "video_encoder" in name for name in stored), stage
+
+
+def test_lips_that_can_not_be_had_are_refused_before_training(recipe: Path, data_dir: Path, tmp_path: Path) -> None:
+    config = from_dict(TrainConfig, json.loads(recipe.read_text()))
+    sources = config.model.llm, config.model.audio.source  # type: ignore[union-attr]
+    save_model(tiny_model(scales=("a4",), sources=sources), tmp_path / "deaf")
+    for lips, said in ((tmp_path / "nowhere", "no model '.*nowhere'"), (tmp_path / "deaf", "no lip encoder of this")):
+        own = replace(config, video_encoder=None, lips_from=str(lips))
+        (tmp_path / "own.json").write_text(json.dumps(to_dict(own)))
+        with pytest.raises(ValueError, match=said):
+            command.run(str(tmp_path / "own.json"), data_dir, tmp_path / f"run {lips.name}", False, None)
+        assert not (tmp_path / f"run {lips.name}" / "stages").exists()

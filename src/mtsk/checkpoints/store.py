@@ -189,7 +189,7 @@ def _trained_lips(encoder: VideoEncoder | None) -> dict[str, Tensor]:
     if encoder is None:
         return {}
     if isinstance(encoder, AvHubertEncoder):
-        return {name: p.detach() for name, p in encoder.adapter_parameters().items()}
+        return {name: p.detach() for name, p in encoder.trained_parameters().items()}
     return encoder.state_dict()
 
 

@@ -10,6 +10,7 @@ import pickle
 import tarfile
 import types
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,6 @@ _HARMLESS_ROOTS = {"argparse", "datetime", "enum", "fairseq", "numpy", "omegacon
 _HARMLESS = {"_codecs.encode", "collections.Counter", "collections.defaultdict", "torch.Size", "torch.device"} | {
     f"builtins.{name}" for name in ("bytearray", "bytes", "complex", "frozenset", "range", "set", "slice")
 }
-_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in the pickle protocols 0 to 2
 _STARTS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself (`git lfs pull` fetches that)",
     b"<": "a page in HTML or XML; the download went wrong",
@@ -114,7 +114,8 @@ class _Unpickler(pickle.Unpickler):
     """Finds stand-ins instead of what is named. Nothing is imported."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        module = _PYTHON_2.get(module, module)
+        # The protocol that torch.save uses has Python 2's names.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         known = _CALLABLE.get(f"{module}.{name}")
         return known or _Unknown(name, (_Object,), {"__module__": module, "__qualname__": name})
 

@@ -18,12 +18,15 @@ from mtsk.data.noise import Babble
 from mtsk.evaluation.grid import evaluate
 from mtsk.evaluation.peers import WhisperPeer
 from mtsk.evaluation.report import have_slots, print_slots, print_table, write_report
+from mtsk.inference.engine import Engine
+from mtsk.model.avsr import Untrained
+from mtsk.scale import Scale
 from mtsk.types import Example
 
 
 def run(
     data_dir: Path, out_dir: Path, model: str, split: str,
-    scales: Sequence[str], snr: str, peers: Sequence[str], batch: int,
+    scales: Sequence[str], snr: str, peers: Sequence[str], batch: int, untrained: Untrained,
 ) -> int:  # fmt: skip
     """Evaluates, prints the table and writes the report.
 
@@ -40,7 +43,8 @@ def run(
     cuts = load_cuts(data_dir, split)
     babble = Babble.load(data_dir, "test") if any(value is not None for value in snrs_db) else None
     engine = mtsk.load(model)
-    chosen = engine.grid.select(scales)
+    engine.model.untrained = untrained
+    chosen = _choose(engine, scales)
 
     # In a file a table may be as wide as it needs to be.
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -53,6 +57,16 @@ def run(
         print_slots(rows, console)
     console.print(f"{out_dir}: wer.json, wer.csv, wer.png, hypotheses.jsonl", highlight=False)
     return 0
+
+
+def _choose(engine: Engine, names: Sequence[str]) -> tuple[Scale, ...]:
+    """The scales by name: `all` is every trained one, `a4-20` every rate from 4 to 20."""
+    chosen: dict[Scale, None] = {}
+    for name in names:
+        chosen.update(dict.fromkeys(engine.grid if name == "all" else Scale.parse_ranges(name)))
+    for scale in chosen:
+        engine.model.reading(scale)
+    return tuple(chosen)
 
 
 def batches_at(cuts: CutSet, babble: Babble | None, batch: int, snr_db: float | None) -> Iterator[Sequence[Example]]:

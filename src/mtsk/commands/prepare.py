@@ -12,7 +12,7 @@ from mtsk.data.prepare import Settings, prepare
 
 def run(
     corpus: str, source: Path, target: Path,
-    *, split: str, table: Path | None, workers: int, sheets: int, face: int, lips: bool,
+    *, split: str, table: Path | None, workers: int, sheets: int, face: int, lips: bool, mix: int,
 ) -> int:  # fmt: skip
     """Prepares a corpus and prints the summary. Returns the exit code: 1 if nothing could be used.
 
@@ -25,7 +25,7 @@ def run(
     if not source.is_dir():
         raise ValueError(f"{source}: {'is not a folder' if source.exists() else 'no such folder'}")
     if corpus == "noise":
-        counts = prepare_noise(source, target, num_workers=workers)
+        counts = prepare_noise(source, target, num_workers=workers, num_mixed=mix)
         print(f"noise: {counts['train']} recordings for training, {counts['test']} for evaluation, talkers disjoint")
         return 0
     listed = grid.list_sources(source) if corpus == "grid" else folder.list_sources(source, split, table)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from mtsk.recipes import RECIPES
 
 
 def run() -> int:
     """Prints name and first line of each recipe."""
+    width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
-        print(f"{name:<12} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+        function = recipe.func if isinstance(recipe, functools.partial) else recipe
+        print(f"{name:<{width}}  {(function.__doc__ or '').strip().splitlines()[0]}")
     return 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import gzip
+import hashlib
 import json
+import operator
 import os
 import platform
 import shutil
@@ -22,7 +25,8 @@ from lhotse import CutSet
 from rich.console import Console
 
 import mtsk
-from mtsk.checkpoints.cost import load_cost_model
+from mtsk.checkpoints.shapes import load_cost_model
+from mtsk.checkpoints.store import read_record
 from mtsk.commands.evaluate import batches_at
 from mtsk.commands.train import train_model
 from mtsk.config import ModelConfig, from_dict, to_dict
@@ -37,6 +41,7 @@ from mtsk.studies.report import write_report
 from mtsk.studies.results import Cost, Measured, Results, RunFacts, load_results, save_results
 from mtsk.training.run import TrainingData, make_accelerator, start_run
 from mtsk.training.trainer import Run as RunState
+from mtsk.training.word_times import has_sound
 
 RESULTS_FILE = "results.json"
 
@@ -49,19 +54,18 @@ def run(study_file: Path, data_dir: Path | None, out_dir: Path, report: bool) ->
     Raises:
         ValueError: before any training, naming file and line, if the study is wrong or its corpus is missing.
     """
-    plan = read_plan(study_file)
     if report:
         _report(load_results(out_dir / RESULTS_FILE), out_dir)
         return 0
+    plan = read_plan(study_file)
     folder = Path(plan.study.data) if data_dir is None else data_dir
     if not folder.is_dir():
         raise plan.file.error(f"no such folder: {folder}; `mtsk prepare` makes one, and --data may name it", "data")
     runner = _Runner.prepare(plan, folder, out_dir)
     for number, each in enumerate(plan.runs, start=1):
         runner.say(f"run {number} of {len(plan.runs)}: {each.name}")
-        runner.train(each)
-        if runner.accelerator.is_main_process:
-            runner.measure(each)
+        trained = runner.train(each)
+        if runner.accelerator.is_main_process and (runner.measure(each) or trained or number == len(plan.runs)):
             save_results(runner.results(), out_dir / RESULTS_FILE)
             _report(load_results(out_dir / RESULTS_FILE), out_dir)
         runner.accelerator.wait_for_everyone()
@@ -119,25 +123,26 @@ class _Runner:
         if any(snr_db is not None for cell in plan.cells for snr_db in cell.snrs_db):
             with plan.file.located("snr_db"):
                 babble = Babble.load(data_dir, "test")
-        longest_s = max(cut.duration for cut in cuts)
-        features = {"num_audio_features": int(longest_s * AUDIO_FEATURE_RATE_HZ)}
-        features["num_video_features"] = int(longest_s * VIDEO_FEATURE_RATE_HZ)
+        _require_tokens(plan, "train", data.train)
+        _require_tokens(plan, plan.study.split, cuts)
         for cell in plan.cells:
-            for part in {part for scale in cell.scales for part in scale.parts}:
-                if part.num_tokens(**features) == 0:
-                    problem = f"rate {part} leaves no token of the longest utterance, which has {longest_s:.2f} s"
-                    raise plan.file.error(problem, *cell.place, "scales")
+            if cell.run.config.lips_from is not None:
+                with plan.file.located(*cell.place):
+                    read_record(mtsk.model_folder(cell.run.config.lips_from))
+        digests = {split: _digest(data_dir / f"cuts_{split}.jsonl.gz") for split in ("train", plan.study.split)}
+        with plan.file.located("data"):
+            _require_same_data(out_dir / "runs" / "data.json", digests)
         return cls(plan, data, data_dir, cuts, babble, out_dir, make_accelerator())
 
     def say(self, line: str) -> None:
         """Once, however many processes there are."""
         self.accelerator.print(line, flush=True)
 
-    def train(self, run: Run) -> None:
-        """Trains a run, unless its model is there; resumes where it was interrupted."""
+    def train(self, run: Run) -> bool:
+        """Trains a run, unless its model is there; resumes where it was interrupted. Returns whether it trained."""
         folder = self._folder(run)
         if (folder / "model" / "config.json").exists():
-            return
+            return False
         shared = self.out_dir / "runs" / "starts" / run.start
         state = RunState(
             folder,
@@ -166,12 +171,13 @@ class _Runner:
                 _copy(path, shared / path.name)
         del model
         gc.collect()
+        return True
 
-    def measure(self, run: Run) -> None:
-        """Measures what the cells ask of a run, unless it is there."""
+    def measure(self, run: Run) -> bool:
+        """Measures what the cells ask of a run, unless it is there. Returns whether it measured anything."""
         todo = [cell for cell in self.plan.cells if cell.run.name == run.name and not self._measured(cell).exists()]
         if not todo:
-            return
+            return False
         engine = mtsk.load(self._folder(run) / "model")
         for cell in todo:
             engine.model.untrained = cell.untrained
@@ -191,6 +197,7 @@ class _Runner:
                 if row.name != NO_INPUT or row.snr_db == cell.snrs_db[0]:
                     readings.append(_Reading(row.scale, row.snr_db, *counts))
             _write(path, _Readings(tuple(readings)))
+        return True
 
     def results(self) -> Results:
         """All that was found so far."""
@@ -198,7 +205,7 @@ class _Runner:
         facts = []
         for cell in self.plan.cells:
             labels = cell.matrix, cell.method, cell.compression, cell.seed
-            if (self._folder(cell.run) / "facts.json").exists():
+            if all((self._folder(cell.run) / name).exists() for name in ("facts.json", "model/config.json")):
                 each = _read(self._folder(cell.run) / "facts.json", _Facts)
                 num_steps, grid = cell.run.config.joint.optim.num_steps, cell.run.config.model.grid
                 facts.append(RunFacts(*labels, grid.scales, each.num_trainable, num_steps, each.train_s))
@@ -212,14 +219,13 @@ class _Runner:
 
     def _costs(self) -> Iterator[Cost]:
         """For the mean utterance, at every scale of the study, with an average-pooling model of all of them."""
-        first = self.plan.cells[0].run.config.model
         mean_s = statistics.fmean(cut.duration for cut in self.cuts)
-        scales = sorted({scale for cell in self.plan.cells for scale in cell.scales})
-        models: dict[str, ModelConfig] = {}
+        models: dict[Scale, ModelConfig] = {}
         for cell in self.plan.cells:
-            models.setdefault(cell.scales[0].task, cell.run.config.model)
-        for scale in scales:
-            cost = load_cost_model(_at(models.get(scale.task, first), scale)).cost(scale, mean_s)
+            for scale in cell.scales:
+                models.setdefault(scale, cell.run.config.model)
+        for scale, model in sorted(models.items(), key=operator.itemgetter(0)):
+            cost = load_cost_model(_at(model, scale)).cost(scale, mean_s)
             llm = cost.llm_flops
             yield Cost(scale, cost.stages["prefill"].num_tokens, llm / 1e12, cost.total_flops / 1e12)
 
@@ -238,6 +244,40 @@ class _Runner:
 
     def _measured(self, cell: Cell) -> Path:
         return self._folder(cell.run) / f"measured-{cell.key(self.plan.study.split)}.json"
+
+
+def _digest(path: Path) -> str:
+    with gzip.open(path) as file:
+        return hashlib.sha256(file.read()).hexdigest()[:16]
+
+
+def _require_same_data(path: Path, digests: dict[str, str]) -> None:
+    """Refuses a folder whose runs are of another corpus: they would be taken for runs of this one."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for split, digest in digests.items():
+        if known.get(split, digest) != digest:
+            problem = f"{path.parent} holds runs on another split {split} than that of this corpus"
+            raise ValueError(f"{problem}; delete it, or choose another folder")
+    if known != {**known, **digests}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**known, **digests}) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def _require_tokens(plan: Plan, split: str, cuts: CutSet) -> None:
+    """Refuses rates that leave no token of any utterance, in training or in evaluation."""
+    sound_s = max((cut.duration for cut in cuts if has_sound(cut)), default=0.0)
+    lips_s = max((cut.duration for cut in cuts if cut.has_custom("mouth")), default=0.0)
+    features = {"num_audio_features": int(sound_s * AUDIO_FEATURE_RATE_HZ)}
+    features["num_video_features"] = int(lips_s * VIDEO_FEATURE_RATE_HZ)
+    for cell in plan.cells:
+        for part in sorted({part for scale in cell.scales for part in scale.parts}):
+            if part.num_tokens(**features) == 0:
+                longest_s = sound_s if part.video is None else lips_s
+                what = f"the longest has {longest_s:.2f} s of it" if longest_s else "none has any"
+                problem = f"rate {part} leaves no token of any utterance of the split {split}: {what}"
+                raise plan.file.error(problem, *cell.place, "scales")
 
 
 def _at(config: ModelConfig, scale: Scale) -> ModelConfig:

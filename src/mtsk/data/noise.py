@@ -5,6 +5,7 @@ The talkers of the training noise are never those of the evaluation noise.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -28,14 +29,22 @@ NoiseSplit = Literal["train", "test"]
 _LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
 _MAX_CACHED_S = 3600.0  # 115 MB
 _NUM_REASONS_SHOWN = 10
+NUM_MIXED = 8  # talkers of babble
+_SETTINGS_FILE = "noise.json"
 
 
-def prepare_noise(src: Path, dst: Path, *, num_workers: int = 1) -> dict[str, int]:
+def prepare_noise(src: Path, dst: Path, *, num_workers: int = 1, num_mixed: int = NUM_MIXED) -> dict[str, int]:
     """Takes a folder of speech recordings as noise: DST/noise/*.flac and DST/noise_{train,test}.jsonl.gz.
 
     Talkers of the two sets are disjoint: of files with LibriSpeech names (`<talker>-<chapter>-<number>`) even talkers
     train and odd ones test; others are divided by a hash of their names. What is there already is not read again.
     A recording that can't be used is left out and named on stderr with the reason.
+
+    Args:
+        src: any folder of recordings.
+        dst: a prepared folder.
+        num_workers: processes.
+        num_mixed: recordings that are summed: several talkers make babble, 1 takes recordings of noise as they are.
 
     Returns:
         The number of recordings of each set.
@@ -44,6 +53,8 @@ def prepare_noise(src: Path, dst: Path, *, num_workers: int = 1) -> dict[str, in
         ValueError: if one of the sets would be empty.
         OSError: if `dst` can't be written.
     """
+    if num_mixed < 1:
+        raise ValueError(f"{num_mixed} recordings at a time: at least 1 is needed")
     files = sorted(path for path in src.rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES)
     named = {"_".join(path.relative_to(src).with_suffix("").parts): path for path in files}
     if len(named) < len(files):
@@ -66,6 +77,7 @@ def prepare_noise(src: Path, dst: Path, *, num_workers: int = 1) -> dict[str, in
         unfinished = dst / f".unfinished_noise_{split}.jsonl.gz"
         RecordingSet(_recording(dst, name) for name in names).to_file(unfinished)
         unfinished.replace(dst / f"noise_{split}.jsonl.gz")
+    (dst / _SETTINGS_FILE).write_text(json.dumps({"num_mixed": num_mixed}) + "\n", encoding="utf-8")
     return {split: len(names) for split, names in splits.items()}
 
 
@@ -97,22 +109,22 @@ class Babble:
 
     Args:
         recordings: audio files, mono, 16 kHz.
-        num_talkers: recordings in a sum; all of them if there are fewer.
+        num_mixed: recordings in a sum; all of them if there are fewer.
 
     Raises:
         ValueError: if there are no recordings, or no talkers.
     """
 
-    def __init__(self, recordings: Sequence[Path], num_talkers: int = 8) -> None:
-        if not recordings or num_talkers < 1:
-            raise ValueError(f"babble needs recordings and talkers, not {len(recordings)} and {num_talkers}")
+    def __init__(self, recordings: Sequence[Path], num_mixed: int = NUM_MIXED) -> None:
+        if not recordings or num_mixed < 1:
+            raise ValueError(f"noise needs at least one recording, not {len(recordings)}, {num_mixed} at a time")
         self._recordings = tuple(recordings)
-        self._num_talkers = min(num_talkers, len(recordings))
+        self._num_mixed = min(num_mixed, len(recordings))
         self._cache: dict[int, NDArray[np.int16]] = {}
         self._cached_s = 0.0
 
     @classmethod
-    def load(cls, data_dir: Path, split: NoiseSplit, num_talkers: int = 8) -> Babble:
+    def load(cls, data_dir: Path, split: NoiseSplit) -> Babble:
         """The training or evaluation noise of a prepared folder.
 
         Raises:
@@ -122,12 +134,14 @@ class Babble:
         if not manifest.exists():
             raise ValueError(f"{data_dir} has no {manifest.name}: prepare noise into it first")
         recordings = RecordingSet.from_file(manifest)
-        return cls([data_dir / recording.sources[0].source for recording in recordings], num_talkers)
+        settings = data_dir / _SETTINGS_FILE
+        num_mixed = json.loads(settings.read_text(encoding="utf-8"))["num_mixed"] if settings.exists() else NUM_MIXED
+        return cls([data_dir / recording.sources[0].source for recording in recordings], num_mixed)
 
     def draw(self, num_samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
         """Random recordings at equal level, each from a random place on and wrapped round: float32 (num_samples,)."""
         total = np.zeros(num_samples, dtype=np.float32)
-        for index in rng.choice(len(self._recordings), self._num_talkers, replace=False):
+        for index in rng.choice(len(self._recordings), self._num_mixed, replace=False):
             samples = self._read(int(index))
             start = int(rng.integers(len(samples)))
             rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float32))))

@@ -34,7 +34,7 @@ _CHUNK = 256  # frames that go through the ResNet at once: bounds the memory, so
 
 @dataclass(frozen=True)
 class AvHubertShape:
-    """What the weights alone do not say; the defaults are those of the Large model."""
+    """Sizes and settings; the defaults are those of the Large model."""
 
     num_layers: int = 24
     width: int = 1024
@@ -91,7 +91,7 @@ class AvHubertEncoder(VideoEncoder):
         Raises:
             ValueError: naming the file, if the folder holds something else.
         """
-        shape = _read_shape(folder / CONFIG_FILE)
+        shape = read_shape(folder / CONFIG_FILE)
         try:
             tensors = load_file(folder / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
@@ -129,7 +129,7 @@ class AvHubertEncoder(VideoEncoder):
                     LowRank(self.dim, rank, alpha / rank).to(like.device, like.dtype) for _ in range(2)
                 )
 
-    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable weights by name; empty without adapters."""
         prefixes = [f"{name}." for name, module in self.named_modules() if isinstance(module, LowRank)]
         return {name: p for name, p in self.named_parameters() if name.startswith(tuple(prefixes))}
@@ -186,7 +186,7 @@ class AvHubertEncoder(VideoEncoder):
         return frames_BTD
 
 
-def _read_shape(path: Path) -> AvHubertShape:
+def read_shape(path: Path) -> AvHubertShape:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

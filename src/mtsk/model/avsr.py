@@ -101,7 +101,7 @@ class AvsrModel(nn.Module):
         self.audio_encoder = audio_encoder
         self.video_encoder = video_encoder
         embedding_dim = llm.embedding_VE.shape[1]
-        embedding = embedding_dim, float(llm.embedding_VE.float().std())
+        embedding = embedding_dim, llm.embedding_std
         compressor = COMPRESSORS[config.compression]
         self.projectors = nn.ModuleDict()
         for name, encoder, rates in self._modalities():
@@ -143,9 +143,21 @@ class AvsrModel(nn.Module):
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that a checkpoint of ours must carry, except buffers: adapters, projectors, delimiters, lips."""
-        frozen = ("llm.", "audio_encoder.")
+        frozen = ("llm.", "audio_encoder.", "video_encoder.")
+        lips = {} if self.video_encoder is None else self.video_encoder.trained_parameters()
+        ours = {id(weight) for weight in (*self.adapters.parameters(), *lips.values())}
+        return {n: p for n, p in self.named_parameters() if id(p) in ours or not n.startswith(frozen)}
+
+    def num_trained(self) -> dict[str, int]:
+        """Numbers that training changes, by part: `adapters`, `projectors`, `delimiters`, `video_encoder`."""
         adapters = {id(weight) for weight in self.adapters.parameters()}
-        return {n: p for n, p in self.named_parameters() if id(p) in adapters or not n.startswith(frozen)}
+        places = {"fusion": "delimiters"}
+        counts: dict[str, int] = {}
+        for name, parameter in self.trained_parameters().items():
+            top = name.partition(".")[0]
+            part = "adapters" if id(parameter) in adapters else places.get(top, top)
+            counts[part] = counts.get(part, 0) + parameter.numel()
+        return counts
 
     @torch.no_grad()
     def encode(self, batch: Batch, scales: Iterable[Scale]) -> Encoded:

@@ -138,7 +138,7 @@ class LlmShape:
 class CostModel:
     """Costs of a model's requests; holds numbers only.
 
-    Build it by `of_model`, or without weights by `mtsk.checkpoints.cost.load_cost_model`.
+    Build it by `of_model`, or without weights by `mtsk.checkpoints.shapes.load_cost_model`.
     """
 
     config: ModelConfig

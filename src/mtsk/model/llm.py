@@ -48,6 +48,11 @@ class Llm:
         return weight
 
     @property
+    def embedding_std(self) -> float:
+        """Standard deviation of the input embeddings; 1 on the meta device, where there are no values."""
+        return 1.0 if self.embedding_VE.is_meta else float(self.embedding_VE.float().std())
+
+    @property
     def decoder(self) -> nn.Module:
         """The layers without the output head."""
         decoder: nn.Module = self.model.get_decoder()

@@ -93,7 +93,7 @@ class RateProjectors(nn.Module):
         """
         compressed = self._compressor.compress(features, rate)
         shares = self.shares(rate)
-        if shares != {rate: 1.0} and self._compressor.width(1, rate) != 1:
+        if any(self._compressor.width(1, own) != self._compressor.width(1, rate) for own in shares):
             raise ValueError(f"stacked features can't be read at rate {rate}; the rates are {self.rates}")
         projected_BKE = sum(share * self.at_rate[str(own)](compressed.values_BTD) for own, share in shares.items())
         assert isinstance(projected_BKE, Tensor)

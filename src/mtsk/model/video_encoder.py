@@ -23,6 +23,10 @@ class VideoEncoder(nn.Module, ABC):
 
     dim: int  # channels of a feature
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What training makes of it, by name: all of it, unless it is a base model."""
+        return dict(self.named_parameters())
+
     @abstractmethod
     def forward(self, mouth_BTHW: Tensor, num_frames_B: Tensor) -> Features:
         """Encodes uint8 crops of 96 x 96 grey pixels at 25 frames a second."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +25,9 @@ from mtsk.studies.yaml_lines import Place, YamlFile
 Untrained = Literal["refuse", "pool", "between"]
 TrainedAt = Literal["all", "each", "finest"] | tuple[Scale, ...]
 SnrDb = float | Literal["clean"]
+
+_DECIDED = {"seed": "seeds", "model.scales": "scales", "model.compression": "compression"}
+_DECIDED["model.lora.strategy"] = "a method's strategy"
 
 
 @dataclass(frozen=True)
@@ -162,21 +166,33 @@ def read_plan(path: Path) -> Plan:
 def _read_recipe(name: str, folder: Path) -> TrainConfig:
     if not name.endswith(".json"):
         return get_recipe(name)
-    return from_dict(TrainConfig, json.loads((folder / name).read_text(encoding="utf-8")))
+    try:
+        return from_dict(TrainConfig, json.loads((folder / name).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{folder / name}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / name}: {error}") from error
 
 
 def _cells(study: Study, recipe: TrainConfig, file: YamlFile) -> Iterator[Cell]:
     names = [matrix.name for matrix in study.matrices]
     if not names or len(set(names)) < len(names):
         raise file.error("a study needs matrices of different names", "matrices")
+    if study.batch < 1:
+        raise file.error(f"batch is {study.batch}; allowed is 1 or more", "batch")
+    _require_different(file, (), seeds=study.seeds, snr_db=study.snr_db)
     with file.located("set"):
         common = _changed(recipe, study.set)
     for number, matrix in enumerate(study.matrices):
         place = ("matrices", number)
-        with file.located(*place, "set"):
-            of_matrix = _changed(common, matrix.set)
+        methods = [method.name for method in matrix.methods]
+        _require_different(file, place, methods=methods, compression=matrix.compression)
+        _require_different(file, place, seeds=matrix.seeds, snr_db=matrix.snr_db)
         with file.located(*place, "scales"):
             grid = ScaleGrid(matrix.scales)
+            at_scales = _at_scales(common, grid)
+        with file.located(*place, "set"):
+            of_matrix = _changed(at_scales, matrix.set)
         snrs_db = tuple(None if snr == "clean" else snr for snr in matrix.snr_db or study.snr_db)
         for position, method in enumerate(matrix.methods):
             with file.located(*place, "methods", position, "set"):
@@ -189,6 +205,14 @@ def _cells(study: Study, recipe: TrainConfig, file: YamlFile) -> Iterator[Cell]:
                         yield Cell(
                             matrix.name, method.name, compression, seed, run, scales, method.untrained, snrs_db, place
                         )
+
+
+def _require_different(file: YamlFile, place: Place, **lists: Sequence[object] | None) -> None:
+    """Refuses what would be trained or measured twice, or not at all."""
+    for name, values in lists.items():
+        if values is not None and (not values or len(set(values)) < len(values)):
+            given = ", ".join(map(str, values)) or "nothing"
+            raise file.error(f"{name}: {given} given; one or more are needed, each once", *place, name)
 
 
 def _runs(
@@ -210,22 +234,41 @@ def _runs(
 def _run(
     config: TrainConfig, method: Method, grid: ScaleGrid, compression: Literal["average", "stack"], seed: int
 ) -> Run:
+    config = _at_scales(config, grid)
     lora = dataclasses.replace(config.model.lora, strategy=method.strategy)
-    model = dataclasses.replace(config.model, scales=grid.scales, compression=compression, lora=lora)
+    model = dataclasses.replace(config.model, compression=compression, lora=lora)
     # What the scales do not use would only make equal runs look different.
     model = dataclasses.replace(
         model, audio=model.audio if grid.audio_rates else None, video=model.video if grid.video_rates else None
     )
     lips = isinstance(model.video, CompactVideoConfig)
     stage, source = (config.video_encoder, config.lips_from) if lips else (None, None)
+    if lips and stage is None and source is None:
+        raise ValueError("the scales need a lip encoder: set video_encoder, the stage that trains one, or lips_from")
+    if stage is not None and stage.distill_weight and model.audio is None:
+        raise ValueError("video_encoder.distill_weight needs scales with sound; set it to 0")
     full = dataclasses.replace(config, model=model, seed=seed, video_encoder=stage, lips_from=source)
     strategy = method.strategy if len(grid) > 1 else "single"
     span = str(grid.scales[0]) if len(grid) == 1 else f"{grid.scales[0]}-{grid.scales[-1]}"
     return Run(full, f"{strategy}-{compression}-{span}-seed{seed}")
 
 
+def _at_scales(config: TrainConfig, grid: ScaleGrid) -> TrainConfig:
+    """The configuration for other scales, with such weights of the loss as they use."""
+    model = dataclasses.replace(config.model, scales=grid.scales)
+    names = {name for scale in grid for name in (str(scale), scale.task)}
+    weights = {name: weight for name, weight in config.joint.weights.items() if name in names}
+    return dataclasses.replace(config, model=model, joint=dataclasses.replace(config.joint, weights=weights))
+
+
 def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """A configuration with some values replaced; tables are merged key by key."""
+    for name, instead in _DECIDED.items():
+        value: Any = changes
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            raise ValueError(f"{name} is for {instead} to say, not for a set @ $.{name}")
     return from_dict(TrainConfig, _merged(to_dict(config), changes))
 
 
@@ -243,7 +286,7 @@ def _short_hash(values: Any) -> str:
 
 def _structure_method(value: Any, _: object) -> Method:
     """A method by name, or a table of its own."""
-    if not isinstance(value, str):
+    if isinstance(value, Mapping):
         return _method_of_table(value, Method)
     if value not in METHODS:
         raise ValueError(f"no method {value!r}; there are {', '.join(METHODS)}, or a table with name, trained_at, ...")
@@ -259,7 +302,10 @@ def _structure_trained_at(value: Any, _: object) -> TrainedAt:
 
 
 def _structure_snr(value: Any, _: object) -> SnrDb:
-    return "clean" if value == "clean" else CONVERTER.structure(value, float)
+    snr_db: SnrDb = "clean" if value == "clean" else CONVERTER.structure(value, float)
+    if snr_db != "clean" and not math.isfinite(snr_db):
+        raise ValueError(f"{snr_db} given; allowed is clean, or a finite number of dB")
+    return snr_db
 
 
 CONVERTER.register_structure_hook_func(lambda wanted: wanted == TrainedAt, _structure_trained_at)

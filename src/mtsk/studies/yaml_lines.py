@@ -40,10 +40,10 @@ class YamlFile:
         except yaml.MarkedYAMLError as error:
             line = 1 + (error.problem_mark.line if error.problem_mark else 0)
             raise ValueError(f"{path}:{line}: {error.problem}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # no UTF-8; or a date that is none
             raise ValueError(f"{path} is no YAML text: {error}") from error
         file = cls(path, values, root)
-        file._refuse_repeated_keys(root)
+        file._refuse_repeated_keys(root, set())
         return file
 
     def error(self, problem: str, *place: str | int) -> ValueError:
@@ -60,7 +60,7 @@ class YamlFile:
             steps = _STEP.findall(inner[1].rstrip(";")) if inner else []
             named = tuple(int(index) if index else key for key, index in steps)
             # A key that should not be there is named in the text, not in the place.
-            unknown = re.search(r"extra fields found \((\w+)", str(error))
+            unknown = re.search(r"extra fields found \(([^,)]+)", str(error))
             raise self.error(str(error), *place, *named, *((unknown[1],) if unknown else ())) from error
 
     def _line(self, place: Place) -> int:
@@ -80,14 +80,17 @@ class YamlFile:
             node = found
         return line
 
-    def _refuse_repeated_keys(self, node: yaml.Node | None) -> None:
+    def _refuse_repeated_keys(self, node: yaml.Node | None, done: set[int]) -> None:
+        if id(node) in done:  # an alias, perhaps of what holds it
+            return
+        done.add(id(node))
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
                 if key.value in seen:
                     raise ValueError(f"{self.path}:{key.start_mark.line + 1}: the key {key.value!r} comes twice")
                 seen.add(key.value)
-                self._refuse_repeated_keys(value)
+                self._refuse_repeated_keys(value, done)
         elif isinstance(node, yaml.SequenceNode):
             for value in node.value:
-                self._refuse_repeated_keys(value)
+                self._refuse_repeated_keys(value, done)

@@ -50,7 +50,9 @@ class JointStage:
         fine = {n: p for n, p in trained.items() if n.startswith(finest)}
         coarse = {n: p for n, p in trained.items() if n.startswith("projectors.") and n not in fine}
         rest = {n: p for n, p in trained.items() if not n.startswith("projectors.")}
-        magnitudes = {n: rest.pop(n) for n in list(rest) if n.endswith("magnitude_AO")}  # of DoRA; they start far from 0
+        magnitudes = {
+            n: rest.pop(n) for n in list(rest) if n.endswith("magnitude_AO")
+        }  # of DoRA; they start far from 0
         groups = [
             ParameterGroup(rest, self.optim.lr),
             ParameterGroup(magnitudes, self.optim.lr, decay=False),

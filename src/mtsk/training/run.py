@@ -55,7 +55,8 @@ class TrainingData:
         """Reads the splits `train` and `dev` of a prepared folder, and its training noise if there is some."""
         train, dev = (load_cuts(data_dir, split, training=True) for split in ("train", "dev"))
         noise = data_dir / "noise_train.jsonl.gz"
-        lists = [path.read_bytes() for path in (data_dir / "cuts_train.jsonl.gz", noise) if path.exists()]
+        parts = (data_dir / "cuts_train.jsonl.gz", noise, data_dir / "noise.json")
+        lists = [path.read_bytes() for path in parts if path.exists()]
         babble = Babble.load(data_dir, "train") if noise.exists() else None
         return cls(train, dev, babble, _digest(*lists))
 
@@ -135,6 +136,10 @@ def _digest(*parts: bytes) -> str:
 
 def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
     """Refuses what would fail hours later."""
+    if config.video_encoder is not None and not isinstance(model.video_encoder, CompactVideoEncoder | None):
+        raise ValueError(
+            "video_encoder, the stage that trains a compact lip encoder, does not fit another one; leave it"
+        )
     if isinstance(model.video_encoder, CompactVideoEncoder) and not (config.video_encoder or config.lips_from):
         raise ValueError(
             "the scales have video rates, but there is no lip encoder: video_encoder, the stage that trains one, is "
@@ -185,6 +190,9 @@ def _stages(
             return None
         lips = [] if model.video_encoder is None else [t.cpu() for t in model.video_encoder.state_dict().values()]
         modalities = "".join(sorted(set("".join(scale.task for scale in model.grid))))
+        # Word times bound how far a view may be shifted, and those of an unaligned corpus are none.
+        aligned = config.video_encoder is not None or config.warm_start is not None
+        modalities += "" if aligned else " unaligned"
         what = json.dumps([to_dict(config.model)["audio"], to_dict(augment), config.seed, data.digest, modalities])
         key = _digest(what.encode(), *(tensor.contiguous().numpy().tobytes() for tensor in lips))
         return FeatureCache((run.features_dir or run.out_dir / "features") / key)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtsk.checkpoints.cost import load_cost_model, model_cost
+from mtsk.checkpoints.shapes import load_cost_model, model_cost
 from mtsk.checkpoints.sources import is_cached
 from mtsk.checkpoints.store import build_model
 from mtsk.config import AvHubertConfig, to_dict
