@@ -204,3 +204,8 @@ def test_nearest_finer_of_known_grids() -> None:
 def test_empty_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one scale"):
         ScaleGrid(())
+
+
+def test_a_range_is_bounded() -> None:
+    with pytest.raises(ValueError, match="999 rates"):
+        Scale.parse_ranges("a1-999")

@@ -7,7 +7,6 @@ print(model.transcribe("clip.mp4", scale="a4v2").text)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -37,8 +36,6 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "grid-s1"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
 
 # How an engine's model was trained: the folder that it was loaded from knows, the model does not.
 _FOLDERS: WeakKeyDictionary[Engine, Path] = WeakKeyDictionary()
@@ -99,9 +96,10 @@ def save_pretrained(
         ValueError: if there is no such model, or something of the rest can't be; nothing is written then.
     """
     from mtsk.checkpoints import share
+    from mtsk.checkpoints.card import Card
 
     source, training = _source(model)
-    card = share.Card(Path(folder).resolve().name, license, None if wer is None else Path(wer), data)
+    card = Card(Path(folder).resolve().name, license, None if wer is None else Path(wer), data)
     share.save(source, Path(folder), card, base=base, training=training)
 
 
@@ -130,9 +128,10 @@ def push_to_hub(
             refuses, or is out of reach.
     """
     from mtsk.checkpoints import share
+    from mtsk.checkpoints.card import Card
 
     source, training = _source(model)
-    card = share.Card(repo_id, license, None if wer is None else Path(wer), data)
+    card = Card(repo_id, license, None if wer is None else Path(wer), data)
     return share.push(source, card, base=base, training=training, private=private)
 
 
@@ -160,10 +159,11 @@ def model_folder(model: str | Path, *, revision: str | None = None) -> Path:
             return home / model
     if Path(model).is_dir():
         return Path(model)
-    if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        from mtsk.checkpoints.share import fetch
+    if isinstance(model, str) and "/" in model:
+        from mtsk.checkpoints import card, share
 
-        return fetch(model, revision)
+        if card.is_hub_id(model):
+            return share.fetch(model, revision)
     names = sorted({path.parent.name for home in homes for path in home.glob("*/config.json")})
     ours = f", or one of: {', '.join(names)}" if names else ""
     raise ValueError(f"no model {str(model)!r}; allowed is a checkpoint folder, a hub id owner/name{ours}")

@@ -20,6 +20,7 @@ _INTERRUPTED, _PIPE_CLOSED = 128 + 2, 128 + 13  # as shells call what SIGINT and
 
 _OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 _OptionalOutDir = Annotated[Path | None, arg(aliases=["-o"], metavar="FOLDER", help_behavior_hint="")]
+_Base = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")]
 _Scales = Annotated[tuple[str, ...], arg(metavar="SCALE...")]
 _Model = Annotated[str, arg(metavar="MODEL")]
 
@@ -50,7 +51,7 @@ def transcribe(
 
 
 def prepare(
-    corpus: Positional[Literal["grid", "folder", "noise"]],
+    corpus: Positional[Literal["grid", "lrs2", "lrs3", "vox2", "folder", "noise"]],
     source: Annotated[Positional[Path], arg(metavar="SOURCE")],
     target: Annotated[Positional[Path], arg(metavar="TARGET")],
     /,
@@ -61,27 +62,37 @@ def prepare(
     face: int = 0,
     lips: Annotated[bool, arg(help_behavior_hint="")] = True,
     mix: int = 8,
+    landmarks: _OptionalFolder = None,
+    pretrain: Annotated[bool, arg(help_behavior_hint="")] = True,
+    only: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
 ) -> int:
     """Read a corpus once into a folder for training and evaluation: sound, mouth crops and lists. When interrupted, or
     when the corpus has grown, run it again: what is done is not read again.
 
     Args:
-        corpus: `grid`; `folder` of media, with a .txt beside each or a .tsv (file, transcript); `noise`, for babble.
+        corpus: `grid`, `lrs2`, `lrs3`, `vox2`, as they are distributed; `folder` of media, with a .txt beside each or a
+            .tsv (file, transcript); `noise`, for babble.
         source: the folder of the corpus.
         target: the prepared folder; several corpora, and noise, may share it.
         split: for `folder`: what the table does not say, such as train, dev or test.
-        table: for `folder`: the .tsv, if it is not the only one in SOURCE.
+        table: for `folder`: the .tsv, if it is not the only one in SOURCE; for `vox2`: the .tsv (file, transcript,
+            optionally start and end of a piece, in seconds).
         workers: processes; 0 for none but this one.
         sheets: write pictures of all mouth crops to look at, for so many utterances.
         face: which face to read, by size, 0 the largest.
         lips: keep the sound alone.
         mix: for `noise`: recordings that sound at once; 8 talkers are babble, 1 is for recordings of noise.
+        landmarks: for `lrs2`, `lrs3`, `vox2`: a folder like the corpus, with a .pkl, .npy or .npz (68 points a frame)
+            for each video; faces are looked for only where there is none.
+        pretrain: for `lrs2`, `lrs3`: leave out the long videos of its folder pretrain.
+        only: for `vox2`: a file with the names of the videos to keep, such as those in English.
     """
     from mtsk.commands.prepare import run
 
     return run(
-        corpus, source, target, split=split, table=table, workers=workers, sheets=sheets, face=face, lips=lips, mix=mix
-    )
+        corpus, source, target, split=split, table=table, workers=workers, sheets=sheets, face=face, lips=lips, mix=mix,
+        landmarks=landmarks, pretrain=pretrain, only=only,
+    )  # fmt: skip
 
 
 def train(
@@ -166,22 +177,54 @@ def study(
 
 
 def convert(
-    kind: Positional[Literal["avhubert"]],
+    kind: Positional[Literal["avhubert", "llama-avsr", "omni-avsr"]],
     source: Annotated[Positional[Path], arg(metavar="FILE")],
     target: Annotated[Positional[Path], arg(metavar="FOLDER")],
     /,
+    llm: _Base = None,
+    whisper: _Base = None,
+    avhubert: _OptionalFolder = None,
+    scales: Annotated[tuple[str, ...], arg(metavar="SCALE...", help_behavior_hint="")] = (),
+    alpha: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None,
 ) -> int:
-    """Read weights that others published, without running anything that the file holds, into a folder for
-    `model.video.source`. AV-HuBERT's weights have a non-commercial licence and are never shipped with mtsk.
+    """Read weights that others published, without running anything that the file holds. AV-HuBERT becomes a folder for
+    `model.video.source` (its licence is non-commercial; it is never shipped with mtsk), a whole recogniser a model.
 
     Args:
-        kind: `avhubert`, a checkpoint of AV-HuBERT such as large_vox_iter5.pt, pre-trained or fine-tuned.
+        kind: `avhubert`, such as large_vox_iter5.pt, pre-trained or fine-tuned; `llama-avsr` or `omni-avsr`, a
+            recogniser, with one rate or several (Matryoshka).
         source: the published file.
         target: a new folder, or one of an earlier conversion.
+        llm: of a recogniser: its base model, a folder or hub id, unless the file says.
+        whisper: the same, of the sound.
+        avhubert: of a recogniser that reads lips: a folder that `mtsk convert avhubert` wrote.
+        scales: of a recogniser: the trained scales such as a4v2, rates in the order of training; a .ckpt says them.
+        alpha: of a recogniser: the --alpha of training; a .ckpt says it.
     """
     from mtsk.commands.convert import run
 
-    return run(kind, source, target)
+    return run(kind, source, target, llm=llm, whisper=whisper, avhubert=avhubert, scales=scales, alpha=alpha)
+
+
+def export(
+    kind: Positional[Literal["peft"]],
+    model: Annotated[Positional[str], arg(metavar="MODEL")],
+    target: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    /,
+    scale: _Scales = ("all",),
+) -> int:
+    """Write a model for other software: `peft`, LoRA adapters of the language model in peft's format, and beside them
+    the projectors and delimiters, with a README.md on how they fit. Base weights are not included.
+
+    Args:
+        kind: `peft`.
+        model: name of a model of this package, a checkpoint folder, or an id on the Hugging Face hub.
+        target: a new folder, or one of an earlier export.
+        scale: some of the trained scales, or `all`; scales with adapters of their own get a folder each.
+    """
+    from mtsk.commands.export import run
+
+    return run(kind, model, target, scale)
 
 
 def info(
@@ -207,6 +250,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "study": study,
     "convert": convert,
+    "export": export,
     "info": info,
 }
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 import cattrs
 from cattrs.errors import IterableValidationNote
-from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.v import format_exception
 
 from mtsk.scale import Scale, ScaleGrid
@@ -86,6 +85,11 @@ class ProjectorConfig:
             allowed = "null, or different whole numbers from 1 up"
             _require(bool(rates) and min(rates) >= 1 and len(set(rates)) == len(rates), f"{name}_rates", rates, allowed)
 
+    def has_output_norm(self, modality: str) -> bool:
+        """Whether the projectors of a modality normalise what they give."""
+        special = self.video_output_norm if modality == "video" else None
+        return self.output_norm if special is None else special
+
     @property
     def rates(self) -> dict[str, tuple[int, ...]]:
         """Modality -> the rates that have a projector, where a list says so."""
@@ -96,9 +100,7 @@ class ProjectorConfig:
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters of the LLM (paper, section 3.3): `ms` one for all scales, `ss` one per scale, `mss` both.
-
-    As in Omni-AVSR (arXiv 2511.07253), `t` is one per task (sound, lips, both), and `st` one for all and one per task.
-    """
+    As in Omni-AVSR (arXiv 2511.07253): `t` one per task (sound, lips, both), `st` one for all and one per task."""
 
     strategy: Literal["ms", "ss", "mss", "t", "st"] = "ms"
     rank: int = 16
@@ -144,9 +146,14 @@ class ModelConfig:
     """The first word of a transcription carries a space in front of it, as the others do."""
     embedding_scale: float = 1.0
     """The LLM's token embeddings are multiplied by this, and its output head where it is the same table."""
+    llm_bits: Literal[4, 8] | None = None
+    """Quantise the LLM's linear layers as they are loaded, to NF4 or to 8-bit integers, by the package bitsandbytes."""
 
     def __post_init__(self) -> None:
         grid = self.grid
+        _require(self.llm_bits in (None, 4, 8), "llm_bits", self.llm_bits, "4, 8 or null")
+        dora = self.llm_bits if self.lora.variant == "dora" else None
+        _require(dora is None, "llm_bits", dora, "null with lora.variant 'dora', which needs plain weights")
         if grid.audio_rates and self.audio is None:
             raise ValueError(f"scales {grid} need sound, but the model has no audio encoder")
         if grid.video_rates and self.video is None:
@@ -162,7 +169,8 @@ class ModelConfig:
     @property
     def trains_lips(self) -> bool:
         """Whether the lip encoder has adapters, which are trained with those of the LLM."""
-        return isinstance(self.video, AvHubertConfig) and self.video.lora_rank is not None and bool(self.grid.video_rates)
+        lips = self.video if self.grid.video_rates else None
+        return isinstance(lips, AvHubertConfig) and lips.lora_rank is not None
 
 
 @dataclass(frozen=True)
@@ -300,15 +308,6 @@ class TrainConfig:
         _require(not odd, "joint.weights", sorted(odd), f"the scales and tasks of the model, {sorted(weighable)}")
 
 
-# Fields that came later. They are not written while they have their default, so that whatever is named after the hash
-# of a configuration keeps its name.
-_LATER: dict[type, tuple[str, ...]] = {
-    AudioEncoderConfig: ("normalize", "cut"),
-    ProjectorConfig: ("video_output_norm",),
-    ModelConfig: ("leading_space", "embedding_scale"),
-}
-
-
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Scale, str)
@@ -317,9 +316,6 @@ def _converter() -> cattrs.Converter:
     # Left alone, the converter would turn 1.7 into the int 1 and "false" into the bool True.
     for plain in (bool, int, float, str):
         converter.register_structure_hook(plain, _plain)
-    for cls, names in _LATER.items():
-        quiet = {name: override(omit_if_default=True) for name in names}
-        converter.register_unstructure_hook(cls, make_dict_unstructure_fn(cls, converter, **quiet))
     return converter
 
 
@@ -358,6 +354,19 @@ def _describe(error: BaseException, wanted: type | None) -> str:
 
 
 CONVERTER = _converter()
+
+
+def set_values(config: Any) -> Any:
+    """Plain values of a configuration that differ from the defaults: the same in a later version with more fields."""
+    if not is_dataclass(config) or isinstance(config, Scale):
+        return CONVERTER.unstructure(config)
+    values = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if value != default:
+            values[each.name] = set_values(value)
+    return values
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 AUDIO_FEATURE_RATE_HZ = 50  # Whisper encoder: 16 kHz / 160-sample hop / 2
 VIDEO_FEATURE_RATE_HZ = 25  # one feature per video frame
 
+_MAX_RATES = 100  # of a range
+
 _NAMED = re.compile(r"(?:a(?P<audio>\d+))?(?:v(?P<video>\d+))?")
 _PAIR = re.compile(r"(?P<audio>\d+)\s*,\s*(?P<video>\d+)")
 _RANGES = re.compile(r"(?:a(\d+)(?:-(\d+))?)?(?:v(\d+)(?:-(\d+))?)?")
@@ -70,6 +72,8 @@ class Scale:
         rates: list[list[int | None]] = []
         for first, last in (match.group(1, 2), match.group(3, 4)):
             bounds = None if first is None else range(int(first), int(last or first) + 1)
+            if bounds is not None and len(bounds) > _MAX_RATES:
+                raise ValueError(f"{text!r} has {len(bounds)} rates; at most {_MAX_RATES} are allowed in a range")
             rates.append([None] if bounds is None else list(bounds))
         if not all(rates):
             raise ValueError(f"{text!r} has an empty range of rates; write the finer rate first, as in a4-20")

@@ -55,9 +55,10 @@ def test_one_recording_at_a_time_is_that_recording(tmp_path):
     drawn = Babble.load(tmp_path / "dst", "test").draw(4_000, np.random.default_rng(0))
     spectrum = np.abs(np.fft.rfft(drawn * np.hanning(len(drawn))))
     assert spectrum.max() > 20 * np.median(spectrum)  # a tone, not a sum of them
-    assert np.square(spectrum[np.abs(np.arange(len(spectrum)) - spectrum.argmax()) <= 3]).sum() > 0.95 * np.square(
-        spectrum
-    ).sum()
+    assert (
+        np.square(spectrum[np.abs(np.arange(len(spectrum)) - spectrum.argmax()) <= 3]).sum()
+        > 0.95 * np.square(spectrum).sum()
+    )
     with pytest.raises(ValueError, match="at least 1"):
         prepare_noise(src, tmp_path / "dst", num_workers=0, num_mixed=0)
 

@@ -126,13 +126,15 @@ def _what(record: Record) -> str:
 
 
 def _how_to_load(title: str, record: Record) -> str:
-    # The last of the grid has the most modalities.
+    # The grid lists finer rates first: the finest of those with the most modalities.
+    scale = max(record.model.grid, key=lambda each: len(each.parts))
     return (
         "## How to load\n\n```python\nimport mtsk\n\n"
         f'model = mtsk.load("{title}")  # or a folder with these files\n'
-        f'print(model.transcribe("clip.mp4", scale="{record.model.grid.scales[-1]}").text)\n```\n\n'
-        "`config.json` has all settings, and names the base weights with their hashes; `model.safetensors` has what was\n"
-        "trained. The base weights are fetched where they are missing, and refused where they are others."
+        f'print(model.transcribe("clip.mp4", scale="{scale}").text)\n```\n\n'
+        "`config.json` has all settings, and names the base weights with their hashes; `model.safetensors` has what\n"
+        "was trained. The base weights are fetched where they are missing; others than these are refused, or, of\n"
+        "those that mtsk has a copy of, used with a warning."
     )
 
 
@@ -159,7 +161,8 @@ def _errors(rows: Sequence[dict[str, Any]], data: str | None) -> str:
 
 def _parts(record: Record) -> str:
     config = record.model
-    rows = [("language model", _named(config.llm, record), licence_of(config.llm), "no")]
+    bits = "" if config.llm_bits is None else f", quantised to {config.llm_bits} bits when loaded"
+    rows = [("language model", _named(config.llm, record) + bits, licence_of(config.llm), "no")]
     if config.audio is not None and config.grid.audio_rates:
         rows.append(("audio encoder", _named(config.audio.source, record), licence_of(config.audio.source), "no"))
     if isinstance(config.video, AvHubertConfig):
@@ -170,14 +173,8 @@ def _parts(record: Record) -> str:
     lora = config.lora
     kind = f"{lora.strategy.upper()}, rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"
     kind += ", DoRA" * (lora.variant == "dora") + ", rank-stabilized" * lora.rank_stabilized
-    rows.append(
-        (
-            "projectors",
-            f"of {config.compression} pooled features" if config.compression == "average" else "of stacked features",
-            "as this model",
-            "yes",
-        )
-    )
+    features = {"average": "averaged", "stack": "stacked"}[config.compression]
+    rows.append(("projectors", f"from {features} features, {config.projector.hidden} wide", "as this model", "yes"))
     rows.append(("adapters", kind, "as this model", "yes"))
     lines = ["## Parts", "", "| part | what | licence | in these files |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
@@ -204,8 +201,8 @@ def _licence(license: str | None, record: Record) -> str:
     if has_avhubert(record):
         lines += [
             "",
-            "**Not for commercial use:** the lips are read by AV-HuBERT, whose weights have a non-commercial licence. Get "
-            "them from their authors, and convert them by `mtsk convert avhubert FILE FOLDER`.",
+            "**Not for commercial use:** the lips are read by AV-HuBERT, whose weights have a non-commercial licence. "
+            "Get them from their authors, and convert them by `mtsk convert avhubert FILE FOLDER`.",
         ]
     return "\n".join(lines)
 
@@ -222,6 +219,8 @@ def _named(source: str, record: Record) -> str:
     """Base weights: a link, or the last part of a folder's name; and their hash."""
     hub_id = hub_id_of(source)
     where = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"folder `{Path(source).name}`"
+    if source in _EMBEDDED_IDS:
+        where += f", mtsk's copy `{source}`"
     return f"{where}, hash {record.base.get(source, 'not recorded')}"
 
 

@@ -1,4 +1,4 @@
-"""Models to share: a folder with a model card, to the Hugging Face hub and from it. Base weights are named, never sent."""
+"""Models to share: a folder with a model card; to the Hugging Face hub, and from it. Base weights are never sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi, errors, snapshot_download
 
 from mtsk.checkpoints.card import MARK, Card, hub_id_of
-from mtsk.checkpoints.store import CONFIG_FILE, WEIGHTS_FILE, base_sources, read_record, save_model
+from mtsk.checkpoints.store import CONFIG_FILE, WEIGHTS_FILE, Record, base_sources, read_record, save_model
 from mtsk.checkpoints.wheels import FetchError
 from mtsk.model.avsr import AvsrModel
 
@@ -44,8 +44,8 @@ def save(
             the folder has a README.md that was not written here.
     """
     base = dict(base or {})
-    if isinstance(model, Path):
-        card.text(read_record(model))  # what can't be written is found before anything is
+    # What can't be written is found before anything is.
+    card.text(read_record(model) if isinstance(model, Path) else Record(model.config, {}, training or {}))
     _check_names(model, base)
     readme = folder / CARD_FILE
     if readme.is_file() and MARK not in readme.read_text(encoding="utf-8", errors="replace"):

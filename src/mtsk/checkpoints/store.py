@@ -44,7 +44,7 @@ def build_model(config: ModelConfig) -> AvsrModel:
         audio = WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
     if config.video is not None and config.grid.video_rates:
         video = _build_lips(config.video)
-    return AvsrModel(config, Llm.load(resolve(config.llm)), audio, video)
+    return AvsrModel(config, Llm.load(resolve(config.llm), bits=config.llm_bits), audio, video)
 
 
 def _build_lips(config: CompactVideoConfig | AvHubertConfig) -> VideoEncoder:
@@ -63,15 +63,22 @@ def base_sources(config: ModelConfig) -> tuple[str, ...]:
     return tuple(sources)
 
 
-def save_model(model: AvsrModel, folder: Path, *, training: dict[str, Any] | None = None) -> None:
-    """Writes a checkpoint of what was trained, in half precision.
+def save_model(
+    model: AvsrModel,
+    folder: Path,
+    *,
+    training: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Writes a checkpoint of what was trained.
 
     Args:
         folder: is made if missing; its two files are replaced one after the other, the weights first.
         training: how it was trained, for the record.
+        dtype: precision of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _stored(value) for name, value in _trained_state(model).items()}
+    tensors = {name: _stored(value, dtype) for name, value in _trained_state(model).items()}
     record = {
         "format": _FORMAT,
         "model": to_dict(model.config),
@@ -193,5 +200,5 @@ def _trained_lips(encoder: VideoEncoder | None) -> dict[str, Tensor]:
     return encoder.state_dict()
 
 
-def _stored(value: Tensor) -> Tensor:
-    return value.to("cpu", torch.float16 if value.is_floating_point() else value.dtype).contiguous()
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()

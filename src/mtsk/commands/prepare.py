@@ -5,31 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtsk.checkpoints.sources import face_models
-from mtsk.data.corpora import folder, grid
-from mtsk.data.noise import prepare_noise
+from mtsk.data.corpora import Corpus, folder, grid, lrs, vox2
+from mtsk.data.noise import NUM_MIXED, prepare_noise
 from mtsk.data.prepare import Settings, prepare
 
 
 def run(
     corpus: str, source: Path, target: Path,
-    *, split: str, table: Path | None, workers: int, sheets: int, face: int, lips: bool, mix: int,
+    *, split: str, table: Path | None, workers: int, sheets: int, face: int, lips: bool, mix: int = NUM_MIXED,
+    landmarks: Path | None = None, pretrain: bool = True, only: Path | None = None,
 ) -> int:  # fmt: skip
     """Prepares a corpus and prints the summary. Returns the exit code: 1 if nothing could be used.
 
     Raises:
-        ValueError: if the source is not such a corpus.
+        ValueError: if the source is not such a corpus, or an option is of another one.
     """
     for name, value in (("workers", workers), ("sheets", sheets), ("face", face)):
         if value < 0:
             raise ValueError(f"--{name} {value}: allowed are whole numbers from 0 up")
     if not source.is_dir():
         raise ValueError(f"{source}: {'is not a folder' if source.exists() else 'no such folder'}")
+    for name, given, corpora in (
+        ("--landmarks", landmarks is not None, ("lrs2", "lrs3", "vox2")),
+        ("--no-pretrain", not pretrain, ("lrs2", "lrs3")),
+        ("--only", only is not None, ("vox2",)),
+    ):
+        if given and corpus not in corpora:
+            raise ValueError(f"{name} is for {', '.join(corpora)}, not for {corpus}")
     if corpus == "noise":
         counts = prepare_noise(source, target, num_workers=workers, num_mixed=mix)
         print(f"noise: {counts['train']} recordings for training, {counts['test']} for evaluation, talkers disjoint")
         return 0
-    listed = grid.list_sources(source) if corpus == "grid" else folder.list_sources(source, split, table)
+    listed = _list(corpus, source, split, table, landmarks if lips else None, pretrain, only)
     settings = Settings(face_models() if lips else None, face)
     summary = prepare(listed, target, settings, num_workers=workers, num_sheets=sheets if lips else 0)
     print(summary)
     return 0 if summary.num_utterances else 1
+
+
+def _list(
+    corpus: str, source: Path, split: str, table: Path | None, landmarks: Path | None, pretrain: bool, only: Path | None
+) -> Corpus:
+    match corpus:
+        case "grid":
+            return grid.list_sources(source)
+        case "lrs2" | "lrs3":
+            return lrs.list_sources(corpus, source, pretrain=pretrain, landmarks=landmarks)
+        case "vox2":
+            if table is None:
+                raise ValueError("vox2 has no text: --table names a .tsv with the columns file and transcript")
+            return vox2.list_sources(source, table, only=only, landmarks=landmarks)
+    return folder.list_sources(source, split, table)

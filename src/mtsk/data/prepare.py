@@ -2,23 +2,27 @@
 
 DST/audio/<id>.flac (16 kHz, mono), DST/mouth/<id>.npy (uint8, T x 96 x 96), DST/cuts_<split>.jsonl.gz, DST/prepare.json
 (the summary), DST/sheets/<id>.png (mouth crops to look at), DST/prepare_log.jsonl (one line per file that is done, from
-which an interrupted run goes on). Paths in the manifests are relative to DST, so it can be moved.
+which an interrupted run goes on). Paths in the manifests are relative to DST, so it can be moved. Memory does not grow
+with the corpus beyond the names of its files: what was found in each is on the disk, see `mtsk.data.prepare_log`.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.array import Array, TemporalArray
 from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
@@ -26,14 +30,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mtsk.data.corpora import Corpus, Source
+from mtsk.data.corpora import Corpus, Piece, Source
+from mtsk.data.prepare_log import Log, Record
 from mtsk.data.workers import Died, map_unordered
-from mtsk.media import FaceModels, MediaError, MouthTracker, contact_sheet, load_media
-from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
+from mtsk.media import FaceModels, Media, MediaError, MouthTracker, contact_sheet, load_media
+from mtsk.media.landmarks import LandmarkTracker, read_landmarks
+from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Word
 
 _LOG = "prepare_log.jsonl"
 _SUMMARY = "prepare.json"
 _NUM_REASONS_SHOWN = 10
+_MAX_DIFFERENCE_FRAMES = 2  # between supplied landmarks and the pictures of a file, at its end
 PIPELINE_VERSION = 1
 """Part of what says whether a file is done. Raise it when a change to `mtsk.media` or to this module makes another
 result of the same file, in sound, mouth crops or manifest: prepared folders are then made anew by the next run."""
@@ -93,22 +100,6 @@ class Summary:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A line of the log: what became of one file."""
-
-    id: str
-    split: str
-    key: str
-    """Changes with the file, its text and the settings."""
-    cut: dict[str, Any] | None
-    reason: str = ""
-    warnings: tuple[str, ...] = ()
-    num_interpolated: int = 0
-    num_missing: int = 0
-    retry: bool = False
-
-
 def prepare(
     corpus: Corpus,
     dst: Path,
@@ -137,79 +128,126 @@ def prepare(
     """
     for folder in ("audio", "mouth"):
         (dst / folder).mkdir(parents=True, exist_ok=True)
-    records = _read_log(dst / _LOG)
-    keyed = [(source, _key(source, settings)) for source in corpus.sources]
-    todo = [(source, key) for source, key in keyed if _is_due(records.get(source.id), key)]
-    moves = _moves(corpus, records)
+    log = Log(dst / _LOG)
+    todo = [source for source in corpus.sources if not log.is_done(source.id, _key(source, settings))]
+    moves = _moves(corpus, log)
     if todo or not (dst / _SUMMARY).exists():
         (dst / _SUMMARY).unlink(missing_ok=True)  # comes back when the manifests agree with the log
-        _write_log(dst / _LOG, records)
-        with (dst / _LOG).open("a", encoding="utf-8") as log:
+        with log:
             for record in _work(todo, dst, settings, num_workers, progress):
-                records[record.id] = record
-                log.write(json.dumps(asdict(record)) + "\n")
-                log.flush()
-        _write_manifests(dst, records)
-        _write_sheets(dst, records, num_sheets)
-    summary = _summarise(records, (*corpus.notes, *moves), len(todo))
+                log.add(record)
+        _write_manifests(dst, log)
+        _write_sheets(dst, log, num_sheets)
+    summary = _summarise(log, (*corpus.notes, *moves), len(todo))
     _replace_text(dst / _SUMMARY, json.dumps(asdict(summary), indent=1) + "\n")
     return summary
 
 
-def _moves(corpus: Corpus, records: dict[str, _Record]) -> list[str]:
+def _moves(corpus: Corpus, log: Log) -> list[str]:
     """What to say of utterances that were in another split before."""
-    moves = Counter((records[s.id].split, s.split) for s in corpus.sources if s.id in records)
+    moves = Counter((log.entries[s.id].split, s.split) for s in corpus.sources if s.id in log.entries)
     return [f"{count} utterances moved from split {a} to {b}" for (a, b), count in moves.items() if a != b]
 
 
-def _work(
-    todo: list[tuple[Source, str]], dst: Path, settings: Settings, num_workers: int, progress: bool
-) -> Iterator[_Record]:
+def _work(todo: Sequence[Source], dst: Path, settings: Settings, num_workers: int, progress: bool) -> Iterator[Record]:
     columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("", total=len(todo))
         function = partial(_prepare_one, dst=dst, settings=settings)
         for result in map_unordered(function, todo, num_workers):
             if isinstance(result, Died):
-                source, key = result.item
+                source = result.item
                 reason = "the process that read it died (a crash, or out of memory)"
-                yield _Record(source.id, source.split, key, None, reason, retry=True)
+                yield Record(source.id, source.split, _key(source, settings), (), reason, retry=True)
             else:
                 yield result
             bar.advance(task)
 
 
-def _prepare_one(keyed: tuple[Source, str], *, dst: Path, settings: Settings) -> _Record:
-    """Reads a file, writes its sound and lips, and describes them."""
-    source, key = keyed
-    refused = partial(_Record, source.id, source.split, key, None)
+def _prepare_one(source: Source, *, dst: Path, settings: Settings) -> Record:
+    """Reads a file, writes the sound and lips of its utterances, and describes them."""
+    refused = partial(Record, source.id, source.split, _key(source, settings), ())
     if source.refusal:
         return refused(source.refusal)
-    if not source.text.strip():
+    try:
+        pieces = [piece for piece in source.utterances() if piece.text.strip()]
+    except (ValueError, OSError) as error:
+        return refused(str(error))
+    if not pieces:
         return refused("it has no text")
     tracker = _tracker(settings)
     try:
-        media = load_media(source.path, tracker=tracker)
+        media, warnings = _load(source, tracker)
     except (MediaError, OSError) as error:
         return refused(str(error))
     mouth = media.mouth if media.mouth is not None and media.mouth.num_detected else None
     if media.waveform is None and mouth is None:
         wanted = "sound" if tracker is None else "sound nor a face"
-        return refused("; ".join((f"it has no {wanted}", *media.warnings)))
-    warnings = list(media.warnings)
+        return refused("; ".join((f"it has no {wanted}", *warnings)))
     if mouth is None and media.has_video_stream and tracker is not None:
         warnings.append("no lips: kept as sound alone")
     if media.waveform is None:
         warnings.append("no sound: kept as lips alone")
-    cut = _store(source, media.waveform, None if mouth is None else mouth.crops_THW, dst)
-    return _Record(
+    cuts = []
+    for piece in pieces:
+        waveform, crops_THW = _cut(piece, media.waveform, None if mouth is None else mouth.crops_THW)
+        if waveform is None and crops_THW is None:
+            warnings.append(f"the file ends before its utterance {piece.suffix} at {piece.start_s:.2f} s: left out")
+            continue
+        utterance = replace(source, id=source.id + piece.suffix, text=piece.text, words=piece.words)
+        cuts.append(_store(utterance, waveform, crops_THW, dst).to_dict())
+    return Record(
         source.id,
         source.split,
-        key,
-        cut.to_dict(),
+        _key(source, settings),
+        tuple(cuts),
+        reason="" if cuts else "; ".join(warnings),
         warnings=tuple(warnings),
         num_interpolated=0 if mouth is None else mouth.num_interpolated,
         num_missing=0 if mouth is None else mouth.num_missing,
+    )
+
+
+def _load(source: Source, tracker: MouthTracker | None) -> tuple[Media, list[str]]:
+    """Sound and mouth of a file, and what to know about them.
+
+    Raises:
+        MediaError: if the file can't be used.
+        OSError: if it can't be read.
+    """
+    notes: list[str] = []
+    num_landmarks = 0
+    if source.landmarks is not None and tracker is not None:
+        try:
+            landmarks = read_landmarks(source.landmarks)
+            tracker, num_landmarks = LandmarkTracker(landmarks), len(landmarks)
+        except (ValueError, OSError) as error:
+            notes.append(f"{error}; the face was looked for instead")
+    media = load_media(source.path, tracker=tracker)
+    if media.waveform is None and source.sound is not None:
+        sound = load_media(source.sound, tracker=None)
+        media = replace(media, waveform=sound.waveform)
+        notes += sound.warnings
+    num_frames = None if media.mouth is None else media.mouth.num_frames
+    if num_landmarks and num_frames and abs(num_landmarks - num_frames) > _MAX_DIFFERENCE_FRAMES:
+        notes.append(f"{source.landmarks} has {num_landmarks} frames, the video {num_frames}")
+    return media, [*media.warnings, *notes]
+
+
+def _cut(
+    piece: Piece, waveform: NDArray[np.float32] | None, crops_THW: NDArray[np.uint8] | None
+) -> tuple[NDArray[np.float32] | None, NDArray[np.uint8] | None]:
+    """What of a file belongs to a piece, sound and lips from the same frame on; None what is not there."""
+    first = math.floor(piece.start_s * VIDEO_FPS + 1e-6)
+    end = None if math.isinf(piece.end_s) else math.ceil(piece.end_s * VIDEO_FPS - 1e-6)
+    samples = SAMPLE_RATE_HZ // VIDEO_FPS
+    if waveform is not None:
+        waveform = waveform[first * samples : None if end is None else end * samples]
+    if crops_THW is not None:
+        crops_THW = crops_THW[first:end]
+    return (
+        None if waveform is None or not len(waveform) else waveform,
+        None if crops_THW is None or not len(crops_THW) else crops_THW,
     )
 
 
@@ -258,85 +296,76 @@ def _store(
 
 
 def _key(source: Source, settings: Settings) -> str:
-    try:
-        status = source.path.stat()
-        file = f"{status.st_size}:{status.st_mtime_ns}"
-    except OSError:
-        file = "missing"
-    words = ";".join(f"{word.text},{word.start_s},{word.end_s}" for word in source.words)
+    words = _spelled(source.words)
     lips = "none" if settings.face_models is None else settings.face
     text = f"{source.text}|{source.refusal}|{words}"
-    return f"{file}|{source.split}|{source.speaker}|{text}|lips={lips}|pipeline={PIPELINE_VERSION}"
+    key = f"{_state(source.path)}|{source.split}|{source.speaker}|{text}|lips={lips}|pipeline={PIPELINE_VERSION}"
+    for piece in source.pieces:
+        key += f"|{piece.suffix},{piece.start_s},{piece.end_s},{piece.text},{_spelled(piece.words)}"
+    for name, path in (("script", source.script), ("sound", source.sound), ("landmarks", source.landmarks)):
+        key += "" if path is None else f"|{name}={_state(path)}"
+    return key
 
 
-def _is_due(record: _Record | None, key: str) -> bool:
-    return record is None or record.key != key or record.retry
+def _spelled(words: Sequence[Word]) -> str:
+    return ";".join(f"{word.text},{word.start_s},{word.end_s}" for word in words)
 
 
-def _read_log(path: Path) -> dict[str, _Record]:
-    """The last record of each utterance. A last line cut short by an interruption is dropped."""
-    if not path.exists():
-        return {}
-    records = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for line in lines[:-1]:
-        values = json.loads(line)
-        record = _Record(**{**values, "warnings": tuple(values["warnings"])})
-        records[record.id] = record
-    return records
+def _state(path: Path) -> str:
+    """Changes when a file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _write_log(path: Path, records: dict[str, _Record]) -> None:
-    _replace_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in records.values()))
-
-
-def _write_manifests(dst: Path, records: dict[str, _Record]) -> None:
-    cuts: dict[str, list[MonoCut]] = defaultdict(list)
-    for record in sorted(records.values(), key=lambda record: record.id):
-        if record.cut is not None:
-            cuts[record.split].append(MonoCut.from_dict(json.loads(json.dumps(record.cut))))
+def _write_manifests(dst: Path, log: Log) -> None:
+    """The cuts in the order of the files' names, one line after the other."""
+    splits = {entry.split for entry in log.entries.values() if entry.num_cuts}
     for old in dst.glob("cuts_*.jsonl.gz"):
-        if old.name[len("cuts_") : -len(".jsonl.gz")] not in cuts:
+        if old.name[len("cuts_") : -len(".jsonl.gz")] not in splits:
             old.unlink()
-    for split, members in cuts.items():
-        unfinished = dst / f".unfinished_{split}.jsonl.gz"
-        CutSet(members).to_file(unfinished)
-        unfinished.replace(dst / f"cuts_{split}.jsonl.gz")
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(gzip.open(dst / f".unfinished_{split}.jsonl.gz", "wt", encoding="utf-8"))
+            for split in splits
+        }
+        for record in log.read(sorted(log.entries)):
+            for cut in record.cuts:
+                files[record.split].write(json.dumps(cut, ensure_ascii=False) + "\n")
+    for split in splits:
+        (dst / f".unfinished_{split}.jsonl.gz").replace(dst / f"cuts_{split}.jsonl.gz")
 
 
-def _write_sheets(dst: Path, records: dict[str, _Record], num_sheets: int) -> None:
-    with_lips = sorted(
-        id for id, record in records.items() if record.cut is not None and "mouth" in record.cut["custom"]
-    )
+def _write_sheets(dst: Path, log: Log, num_sheets: int) -> None:
+    """Of as many files, drawn at random, the first utterance with lips."""
+    with_lips = sorted(id for id, entry in log.entries.items() if entry.num_cuts > entry.num_without_lips)
     (dst / "sheets").mkdir(exist_ok=True)
-    for id in random.Random(0).sample(with_lips, min(num_sheets, len(with_lips))):
+    for record in log.read(random.Random(0).sample(with_lips, min(num_sheets, len(with_lips)))):
+        id = next(cut["id"] for cut in record.cuts if "mouth" in cut["custom"])
         contact_sheet(np.load(dst / "mouth" / f"{id}.npy"), dst / "sheets" / f"{id}.png")
 
 
-def _summarise(records: dict[str, _Record], notes: tuple[str, ...], num_new: int) -> Summary:
+def _summarise(log: Log, notes: tuple[str, ...], num_new: int) -> Summary:
     num_utterances: dict[str, int] = defaultdict(int)
     duration_h: dict[str, float] = defaultdict(float)
-    num_without_lips = num_without_sound = num_frames = 0
-    for record in records.values():
-        if record.cut is None:
-            continue
-        num_utterances[record.split] += 1
-        duration_h[record.split] += record.cut["duration"] / 3600
-        mouth = record.cut["custom"].get("mouth")
-        num_without_lips += mouth is None
-        num_frames += 0 if mouth is None else mouth["array"]["shape"][0]
-        num_without_sound += not record.cut["custom"]["has_audio"]
+    entries = log.entries.values()
+    for entry in entries:
+        if entry.num_cuts:
+            num_utterances[entry.split] += entry.num_cuts
+            duration_h[entry.split] += entry.duration_s / 3600
     return Summary(
         num_utterances=dict(sorted(num_utterances.items())),
         duration_h={split: round(hours, 4) for split, hours in sorted(duration_h.items())},
-        num_without_lips=num_without_lips,
-        num_without_sound=num_without_sound,
-        num_frames=num_frames,
-        num_frames_interpolated=sum(record.num_interpolated for record in records.values()),
-        num_frames_missing=sum(record.num_missing for record in records.values()),
+        num_without_lips=sum(entry.num_without_lips for entry in entries),
+        num_without_sound=sum(entry.num_without_sound for entry in entries),
+        num_frames=sum(entry.num_frames for entry in entries),
+        num_frames_interpolated=sum(entry.num_interpolated for entry in entries),
+        num_frames_missing=sum(entry.num_missing for entry in entries),
         num_new=num_new,
-        refused={id: record.reason for id, record in sorted(records.items()) if record.cut is None},
-        warnings={id: record.warnings for id, record in sorted(records.items()) if record.warnings},
+        refused={id: entry.reason for id, entry in sorted(log.entries.items()) if not entry.num_cuts},
+        warnings={id: entry.warnings for id, entry in sorted(log.entries.items()) if entry.warnings},
         notes=notes,
     )
 

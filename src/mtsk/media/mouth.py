@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class MouthTracker:
         Returns:
             The crops. Without any face they are black, and `num_detected` is 0.
         """
-        follower = _Follower(self._detector, self._mesh, self.face)
+        follower = self._follower()
         cutter = _Cutter()
         last: NDArray[np.uint8] | None = None
         for image in frames:
@@ -102,8 +103,22 @@ class MouthTracker:
             num_faces=follower.num_faces,
         )
 
+    def _follower(self) -> Follower:
+        return _MeshFollower(self._detector, self._mesh, self.face)
 
-class _Follower:
+
+class Follower(Protocol):
+    """Says where a face is, picture after picture of one video."""
+
+    scene: int
+    """Grows where the face is another one, or elsewhere: places are not smoothed across."""
+    num_faces: int
+
+    def find(self, image: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """The stable points and, as the last row, the middle of the lips (K + 1, 2); None if the face is not seen."""
+
+
+class _MeshFollower:
     """Which landmarks belong to the chosen face, frame after frame."""
 
     def __init__(self, detector: FaceDetector, mesh: FaceMesh, rank: int) -> None:
@@ -117,7 +132,7 @@ class _Follower:
         self.num_faces = 0
 
     def find(self, image: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """The stable points and, as the last row, the middle of the lips (K + 1, 2); None if the face is not seen."""
+        """See `Follower`."""
         points = None if self._roi is None else self._locate(image, self._roi)
         if points is None and self._num_lost % _DETECT_EVERY_FRAMES == 0:
             face = self._choose(self._detector.detect(image, num_wanted=self._rank + 1))
@@ -148,10 +163,13 @@ class _Follower:
         return faces[self._rank] if self._rank < len(faces) else None
 
     def _is_elsewhere(self, points: NDArray[np.float64]) -> bool:
-        if self._last is None:
-            return False
-        jump = np.linalg.norm(points.mean(axis=0) - self._last.mean(axis=0))
-        return bool(jump > _MAX_JUMP_FACES * float(np.ptp(self._last, axis=0).max()))
+        return self._last is not None and is_elsewhere(points, self._last)
+
+
+def is_elsewhere(points_K2: NDArray[np.float64], last_K2: NDArray[np.float64]) -> bool:
+    """Whether a face is so far from where it was last that it is another one, or another scene."""
+    jump = np.linalg.norm(points_K2.mean(axis=0) - last_K2.mean(axis=0))
+    return bool(jump > _MAX_JUMP_FACES * float(np.ptp(last_K2, axis=0).max()))
 
 
 class _Cutter:

@@ -1,8 +1,9 @@
 """LoRA as one bank of low-rank adapters on chosen linear layers of the LLM, selected per row of the batch.
 
 The three strategies of Cappellazzo et al. 2025 (arXiv 2503.06362), section 3.3, differ only in which adapters a scale
-uses: MS one shared, SS its own, MSS the shared and its own, their deltas added. So a strategy is a table from scale to
-adapter numbers, and a batch may mix scales.
+uses: MS one shared, SS its own, MSS the shared and its own, their deltas added. Omni-AVSR (arXiv 2511.07253) has one
+per task (T), and that beside a shared one (ST). So a strategy is a table from scale to adapter numbers, and a batch may
+mix scales.
 
 Whether an adapter is plain LoRA or DoRA decides the class of its layer, once, when the bank is built.
 
@@ -12,7 +13,7 @@ Letters: A adapters, B rows, C adapters that a row uses, S sequence, I inputs an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,18 +22,24 @@ from torch import Tensor, nn
 from mtsk.config import LoraConfig
 from mtsk.scale import Scale, ScaleGrid
 
+# Strategy -> for a scale the names of the adapters that it uses. Scales that name the same share it.
+_STRATEGIES: dict[str, Callable[[Scale], tuple[str, ...]]] = {
+    "ms": lambda _: ("shared",),
+    "ss": lambda scale: (str(scale),),
+    "mss": lambda scale: ("shared", str(scale)),
+    "t": lambda scale: (scale.task,),
+    "st": lambda scale: ("shared", scale.task),
+}
+
 
 def adapter_table(strategy: str, grid: ScaleGrid) -> dict[Scale, tuple[int, ...]]:
     """Which adapters each scale uses; adapter 0 is the shared one where there is one."""
-    scales = list(grid)
-    match strategy:
-        case "ms":
-            return {scale: (0,) for scale in scales}
-        case "ss":
-            return {scale: (i,) for i, scale in enumerate(scales)}
-        case "mss":
-            return {scale: (0, i + 1) for i, scale in enumerate(scales)}
-    raise ValueError(f"adapter strategy {strategy!r}; allowed: ms, ss, mss")
+    if strategy not in _STRATEGIES:
+        raise ValueError(f"adapter strategy {strategy!r}; allowed: {', '.join(_STRATEGIES)}")
+    named = {scale: _STRATEGIES[strategy](scale) for scale in grid}
+    names = dict.fromkeys(name for used in named.values() for name in used)
+    number = {name: i for i, name in enumerate(names)}
+    return {scale: tuple(number[name] for name in used) for scale, used in named.items()}
 
 
 class _Selection:

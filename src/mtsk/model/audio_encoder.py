@@ -6,6 +6,7 @@ Letters: B rows, N samples, F mel frames (100 a second), M mel bands, T features
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,31 @@ def _reflect(waveform_BN: Tensor, num_samples_B: Tensor, margin: int) -> Tensor:
     return values_BN * reached_BN
 
 
+def _normalized(waveform_BN: Tensor, num_samples_B: Tensor) -> Tensor:
+    """Each row with mean 0 and variance 1 over its length; zero beyond."""
+    inside_BN = inside(num_samples_B, waveform_BN.shape[1])
+    num_B1 = num_samples_B[:, None].clamp(min=1)
+    heard_BN = waveform_BN.float().masked_fill(~inside_BN, 0.0)
+    centred_BN = (heard_BN - heard_BN.sum(dim=1, keepdim=True) / num_B1).masked_fill(~inside_BN, 0.0)
+    variance_B1 = centred_BN.square().sum(dim=1, keepdim=True) / num_B1
+    return centred_BN * (variance_B1 + 1e-8).rsqrt()
+
+
+def _authors_num_features(num_samples_B: Tensor) -> Tensor:
+    """As in Llama-AVSR, in double precision: `int(29 * 320 / 16000 * 50)` is 28."""
+    share_B = num_samples_B.cpu().double() / SAMPLE_RATE_HZ * AUDIO_FEATURE_RATE_HZ
+    num_features_B = share_B.long().clamp(min=_AUTHORS_MIN_FEATURES).to(num_samples_B.device)
+    return num_features_B.where(num_samples_B > 0, 0)
+
+
+_AUTHORS_MIN_FEATURES = 25
+# What is kept of an encoded window, by number of samples.
+_CUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "whole": lambda num_samples_B: num_samples_B // SAMPLES_PER_FEATURE,
+    "authors": _authors_num_features,
+}
+
+
 class WhisperAudioEncoder(nn.Module):
     """Waveforms -> features, 50 a second; the last hidden state of a frozen Whisper encoder.
 
@@ -76,14 +102,18 @@ class WhisperAudioEncoder(nn.Module):
         whisper: any Whisper model of transformers, English-only too.
         window: `real` encodes the real length with the positions sliced; `30s` pads to 30 s as Whisper was trained,
             then cuts. The two give different features; a model is used in the mode that it was trained in.
+        normalize: shift and scale each waveform to mean 0 and variance 1 first.
+        cut: how much of a 30 s window is kept, see `AudioEncoderConfig`.
     """
 
-    def __init__(self, whisper: WhisperModel, window: str) -> None:
+    def __init__(self, whisper: WhisperModel, window: str, *, normalize: bool = False, cut: str = "whole") -> None:
         super().__init__()
         self.encoder = whisper.get_encoder()
         self.encoder.requires_grad_(False)
         self.num_bands: int = whisper.config.num_mel_bins
         self.window = window
+        self.normalize = normalize
+        self._num_features = _CUTS[cut]
         self.dim: int = whisper.config.d_model
         self.max_samples: int = whisper.config.max_source_positions * SAMPLES_PER_FEATURE
         self.eval()
@@ -91,7 +121,8 @@ class WhisperAudioEncoder(nn.Module):
     @classmethod
     def load(cls, config: AudioEncoderConfig, folder: Path) -> WhisperAudioEncoder:
         """Reads the weights from a folder in transformers' layout."""
-        return cls(WhisperModel.from_pretrained(folder, dtype=torch.float32), config.window)
+        whisper = WhisperModel.from_pretrained(folder, dtype=torch.float32)
+        return cls(whisper, config.window, normalize=config.normalize, cut=config.cut)
 
     def train(self, mode: bool = True) -> WhisperAudioEncoder:
         """Stays in evaluation mode: the encoder is frozen."""
@@ -100,7 +131,7 @@ class WhisperAudioEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, waveform_BN: Tensor, num_samples_B: Tensor) -> Features:
-        """Encodes each row as if alone. num_features = num_samples // 320.
+        """Encodes each row as if alone. num_features = num_samples // 320, unless the authors' cut is configured.
 
         Args:
             waveform_BN: (B, N) float, 16 kHz; what lies beyond each row's length is not heard.
@@ -115,10 +146,12 @@ class WhisperAudioEncoder(nn.Module):
                 f"{longest / SAMPLE_RATE_HZ:.1f} s of sound in one segment; the audio encoder takes at most "
                 f"{self.max_samples / SAMPLE_RATE_HZ:.0f} s"
             )
-        lengths_B = num_samples_B // SAMPLES_PER_FEATURE
+        lengths_B = self._num_features(num_samples_B)
         if not lengths_B.any():
             nothing_BTD = self.encoder.conv1.weight.new_zeros(len(lengths_B), 0, self.dim)
             return Features(nothing_BTD, lengths_B)
+        if self.normalize:
+            waveform_BN = _normalized(waveform_BN, num_samples_B)
         if self.window == "30s":
             whole_B = torch.full_like(num_samples_B, self.max_samples)
             heard_BN = waveform_BN.masked_fill(~inside(num_samples_B, waveform_BN.shape[1]), 0.0)

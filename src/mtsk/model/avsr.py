@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -97,7 +97,10 @@ class AvsrModel(nn.Module):
         self.untrained: Untrained = "refuse"
         self._llm = llm
         self.llm = llm.model
-        self.prompts = llm.prompts
+        self.prompts = llm.prompts.writing(leading_space=config.leading_space)
+        if config.embedding_scale != 1:
+            with torch.no_grad():
+                llm.embedding_VE.mul_(config.embedding_scale)
         self.audio_encoder = audio_encoder
         self.video_encoder = video_encoder
         embedding_dim = llm.embedding_VE.shape[1]
@@ -107,7 +110,8 @@ class AvsrModel(nn.Module):
         for name, encoder, rates in self._modalities():
             assert encoder is not None, f"the grid has {name} rates, but no {name} encoder was given"
             rates = config.projector.rates.get(name, rates)
-            self.projectors[name] = RateProjectors(rates, encoder.dim, compressor, embedding, config.projector)
+            projector = replace(config.projector, output_norm=config.projector.has_output_norm(name))
+            self.projectors[name] = RateProjectors(rates, encoder.dim, compressor, embedding, projector)
         self.fusion = Fusion(llm.prompts.vocabulary, *embedding)
         self.adapters = AdapterBank(self._llm.decoder, config.lora, self.grid)
         self.eval()
@@ -159,9 +163,9 @@ class AvsrModel(nn.Module):
             counts[part] = counts.get(part, 0) + parameter.numel()
         return counts
 
-    @torch.no_grad()
     def encode(self, batch: Batch, scales: Iterable[Scale]) -> Encoded:
-        """Runs the frozen encoders once, only those that the scales need.
+        """Runs the encoders once, only those that the scales need. No gradients flow through them, except through the
+        lip encoder if it has adapters.
 
         Args:
             batch: on the model's device.
@@ -172,7 +176,8 @@ class AvsrModel(nn.Module):
         if self.audio_encoder is not None and any(scale.audio is not None for scale in scales):
             audio = self.audio_encoder(batch.waveform_BN, batch.num_samples_B)
         if self.video_encoder is not None and any(scale.video is not None for scale in scales):
-            video = self.video_encoder(batch.mouth_BTHW, batch.num_frames_B)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trains_lips):
+                video = self.video_encoder(batch.mouth_BTHW, batch.num_frames_B)
         return Encoded(audio, video)
 
     def forward(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[str]) -> Prediction:

@@ -44,16 +44,28 @@ class Vocabulary:
 
 
 class PromptBuilder:
-    """Writes token sequences with an LLM's own tokenizer."""
+    """Writes token sequences with an LLM's own tokenizer.
 
-    def __init__(self, tokenizer: Any, vocabulary: Vocabulary) -> None:
+    Args:
+        leading_space: the first word of a transcription carries a space in front too.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, *, leading_space: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._leading_space = leading_space
+        self._adds_space = _adds_space(tokenizer)
         self.vocabulary = vocabulary
         self._prompts = {key: self._encode(text) for key, text in PROMPTS.items()}
 
     def _encode(self, text: str) -> list[int]:
+        if self._adds_space:
+            text = text.removeprefix(" ")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+    def writing(self, *, leading_space: bool) -> PromptBuilder:
+        """The same, but for how a transcription begins."""
+        return PromptBuilder(self._tokenizer, self.vocabulary, leading_space=leading_space)
 
     def prefix(self, num_audio_tokens: int | None, num_video_tokens: int | None) -> list[int]:
         """Everything before the text; None where the scale has no such modality."""
@@ -64,20 +76,33 @@ class PromptBuilder:
             ids += [audio_open, *[vocabulary.audio_slot] * num_audio_tokens, audio_close]
         if num_video_tokens is not None:
             ids += [video_open, *[vocabulary.video_slot] * num_video_tokens, video_close]
-        return ids + self._prompts[num_audio_tokens is not None, num_video_tokens is not None]
+        return ids + self.prompt(audio=num_audio_tokens is not None, video=num_video_tokens is not None)
+
+    def prompt(self, *, audio: bool, video: bool) -> list[int]:
+        """What tells the LLM to write, with these modalities."""
+        return self._prompts[audio, video]
 
     def word_ids(self, word: str) -> list[int]:
         """Tokens of one word as it stands within a text, its space in front."""
         return self._encode(f" {word}")
 
     def target(self, text: str) -> list[int]:
-        """Tokens of a transcription, with the end of sequence. Each word carries the space before it, the first too, so
-        that a word has the same tokens wherever it stands."""
-        return [*self._encode("".join(f" {word}" for word in text.split())), self.vocabulary.eos]
+        """Tokens of a transcription, with the end of sequence. Each word carries the space before it, the first too
+        unless the builder says otherwise, so that a word has the same tokens wherever it stands."""
+        spaced = "".join(f" {word}" for word in text.split())
+        return [*self._encode(spaced if self._leading_space else spaced.lstrip()), self.vocabulary.eos]
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, up to the end of sequence."""
         if self.vocabulary.eos in ids:
             ids = ids[: ids.index(self.vocabulary.eos)]
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        # Some tokenizers are set up to join " 's" and " ." to what stands before.
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return " ".join(text.split())
+
+
+def _adds_space(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts a space in front of any text, even of one that begins with a space, as SentencePiece
+    does (Llama 2, TinyLlama): then a text is to be given without."""
+    alone, spaced, twice = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a", "a a"))
+    return bool(alone != spaced and twice == [*alone, *alone])

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import cattrs.gen
 
-from mtsk.config import CONVERTER, CompactVideoConfig, TrainConfig, from_dict, to_dict
+from mtsk.config import CONVERTER, CompactVideoConfig, TrainConfig, from_dict, set_values, to_dict
 from mtsk.recipes import get_recipe
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.studies.yaml_lines import Place, YamlFile
@@ -105,13 +105,14 @@ class Run:
     @property
     def name(self) -> str:
         """Of its folder: what it is, and a hash of all that it is."""
-        return f"{self.label}-{_short_hash(to_dict(self.config))}"
+        return f"{self.label}-{_short_hash(set_values(self.config))}"
 
     @property
     def start(self) -> str:
         """Hash of what decides the stages before the joint one: runs that share it share those stages."""
-        model = {key: value for key, value in to_dict(self.config.model).items() if key != "lora"}
-        stages = {key: value for key, value in to_dict(self.config).items() if key not in ("joint", "model")}
+        values = set_values(self.config)
+        model = {key: value for key, value in values["model"].items() if key != "lora"}
+        stages = {key: value for key, value in values.items() if key not in ("joint", "model")}
         return _short_hash({"model": model, **stages})
 
 

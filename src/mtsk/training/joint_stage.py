@@ -19,7 +19,7 @@ from mtsk.types import Batch
 
 
 class JointStage:
-    """See `trainer.Stage`. The encoders stay frozen.
+    """See `trainer.Stage`. The encoders stay frozen, but for adapters of the lip encoder.
 
     Args:
         validator: figures on the development split, called at the end.
@@ -43,8 +43,9 @@ class JointStage:
         self.modules: nn.Module = model
 
     def groups(self) -> list[ParameterGroup]:
-        """Adapters and delimiters; the finest projector of each modality; the other projectors."""
-        trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith("video_encoder.")}
+        """Adapters (of the lip encoder too) and delimiters; the finest projector of each modality; the others."""
+        frozen = () if self._model.config.trains_lips else ("video_encoder.",)
+        trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith(frozen)}
         by_modality = self._model.rate_projectors().items()
         finest = tuple(f"projectors.{name}.at_rate.{at.rates[0]}." for name, at in by_modality)
         fine = {n: p for n, p in trained.items() if n.startswith(finest)}

@@ -1,12 +1,15 @@
 """The nested objective: the mean over scales of the cross-entropy of the transcription, with one backward per scale.
 
-The gradients are those of the summed loss, the memory that of the largest scale alone. The only loop over scales
-in training. Source: Cappellazzo et al. 2025 (arXiv 2503.06362), equation 2, where all weights are 1.
+The gradients are those of the summed loss, the memory that of the largest scale alone. Where the lip encoder is
+trained, its backward runs once, at the end. The only loop over scales in training. Source: Cappellazzo et al. 2025
+(arXiv 2503.06362), equation 2, where all weights are 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +18,7 @@ from torch.nn import functional
 from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.model.fusion import IGNORED
 from mtsk.scale import Scale
+from mtsk.types import Features
 
 
 def backward_scales(
@@ -28,6 +32,26 @@ def backward_scales(
     Returns:
         The loss of each scale by name, and `tokens`, the number of LLM positions.
     """
+    with _read_once(encoded) as leaves:
+        return _backward_each(model, leaves, texts, weights, accelerator)
+
+
+@contextmanager
+def _read_once(encoded: Encoded) -> Iterator[Encoded]:
+    """Features whose gradients are collected, and at the end go back through the lip encoder that made them."""
+    video = encoded.video
+    if video is None or not video.values_BTD.requires_grad:
+        yield encoded
+        return
+    leaf_BTD = video.values_BTD.detach().requires_grad_()
+    yield replace(encoded, video=Features(leaf_BTD, video.lengths_B))
+    if leaf_BTD.grad is not None:
+        torch.autograd.backward(video.values_BTD, leaf_BTD.grad)
+
+
+def _backward_each(
+    model: AvsrModel, encoded: Encoded, texts: Sequence[str], weights: Mapping[Scale, float], accelerator: Accelerator
+) -> dict[str, float]:
     figures: dict[str, float] = {}
     num_positions = 0
     for scale, weight in weights.items():

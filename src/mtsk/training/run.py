@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from lhotse import CutSet
 from torch.utils.data import Dataset
 
-from mtsk.config import AugmentConfig, OptimConfig, TrainConfig, from_dict, to_dict
+from mtsk.config import AugmentConfig, OptimConfig, TrainConfig, from_dict, set_values, to_dict
 from mtsk.data.collate import collate
 from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
@@ -193,7 +193,7 @@ def _stages(
         # Word times bound how far a view may be shifted, and those of an unaligned corpus are none.
         aligned = config.video_encoder is not None or config.warm_start is not None
         modalities += "" if aligned else " unaligned"
-        what = json.dumps([to_dict(config.model)["audio"], to_dict(augment), config.seed, data.digest, modalities])
+        what = json.dumps([set_values(config.model.audio), set_values(augment), config.seed, data.digest, modalities])
         key = _digest(what.encode(), *(tensor.contiguous().numpy().tobytes() for tensor in lips))
         return FeatureCache((run.features_dir or run.out_dir / "features") / key)
 

@@ -89,7 +89,8 @@ class WarmStartStage:
         accelerator = self._source.accelerator
         self.modules.train()
         with accelerator.autocast():
-            encoded = self._encoder(batch)
+            with torch.no_grad():  # adapters of the lip encoder wait for the next stage
+                encoded = self._encoder(batch)
             read = dict(self._read(encoded))
         figures = {"tokens": 0.0}
         total = torch.zeros((), device=self._model.device)

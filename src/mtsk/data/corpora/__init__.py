@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +15,59 @@ from mtsk.media.files import MEDIA_SUFFIXES
 from mtsk.types import Word
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a media file that becomes one utterance."""
+
+    text: str
+    words: tuple[Word, ...] = ()
+    """Their times count from the start of the piece."""
+    start_s: float = 0.0
+    end_s: float = math.inf
+    """Where it ends in the file, or beyond its end."""
+    suffix: str = ""
+    """What its name has in addition to the file's, such as `_00`: no two pieces of a file may share it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """One utterance before its preparation."""
+    """A media file before its preparation: one utterance, or several if it is cut into pieces."""
 
     id: str
     path: Path
-    text: str
+    text: str = ""
     words: tuple[Word, ...] = ()
     split: str = "train"
     speaker: str = ""
     refusal: str = ""
     """Why it can't be used, if that is known without its media file."""
+    pieces: tuple[Piece, ...] = ()
+    """In place of `text` and `words`."""
+    script: Path | None = None
+    """In place of `pieces`: a file that says them, read when its turn comes; the texts of a large corpus would fill
+    the memory."""
+    parse: Callable[[str], tuple[Piece, ...]] | None = None
+    """What reads the content of `script`; a function of a module, with ValueError for what it can't read."""
+    sound: Path | None = None
+    """A file that has the sound, if `path` has none."""
+    landmarks: Path | None = None
+    """A file of landmarks, see `mtsk.media.landmarks`."""
+
+    def utterances(self) -> tuple[Piece, ...]:
+        """The pieces, from the script if there is one.
+
+        Raises:
+            ValueError: if the script can't be read, naming it.
+            OSError: if there is no such file.
+        """
+        if self.script is None:
+            return self.pieces or (Piece(self.text, self.words),)
+        assert self.parse is not None
+        text = read_text(self.script)
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{self.script}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -67,8 +109,8 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
 
 
-def read_tsv(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a tab-separated table with a header line.
+def read_tsv(path: Path, required: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Rows of a tab-separated table with a header line, one by one.
 
     Raises:
         ValueError: naming the columns that are missing, or a row of another width; or the table is not in UTF-8.
@@ -78,12 +120,58 @@ def read_tsv(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
     missing = [column for column in required if column not in columns]
     if missing:
         raise ValueError(f"{path} lacks the columns {missing}; it has {list(columns)} (tab-separated, with a header)")
-    rows = []
     for row in reader:
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {reader.line_num}: expected {len(columns)} tab-separated columns")
-        rows.append({str(column): value.strip() for column, value in row.items()})
-    return rows
+        yield {str(column): value.strip() for column, value in row.items()}
+
+
+def talkers_apart(sources: Iterable[Source]) -> tuple[list[Source], list[str]]:
+    """Leaves out what would let a talker of evaluation be heard in training: test goes before dev, dev before train.
+
+    Returns:
+        What stays, and what to note.
+    """
+    sources = list(sources)
+    rank = {"test": 0, "dev": 1}
+    first: dict[str, int] = {}
+    for source in sources:
+        first[source.speaker] = min(first.get(source.speaker, 2), rank.get(source.split, 2))
+    kept = [source for source in sources if rank.get(source.split, 2) == first[source.speaker]]
+    lost = Counter(source.split for source in sources if rank.get(source.split, 2) != first[source.speaker])
+    notes = [
+        f"{count} files of {split} were left out, as their talkers are in a split of evaluation"
+        for split, count in lost.items()
+    ]
+    return kept, notes
+
+
+def supplied_landmarks(root: Path | None, *names: Path) -> Path | None:
+    """The file of landmarks of a clip, if there is one: below `root`, at a name without suffix, the first that fits."""
+    if root is None:
+        return None
+    places = (root / name.with_name(name.name + suffix) for name in names for suffix in (".pkl", ".npy", ".npz"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def check_landmarks(root: Path | None, sources: Iterable[Source]) -> list[str]:
+    """What to note about supplied landmarks.
+
+    Raises:
+        ValueError: if there is no such folder, or it has none for any of the files.
+    """
+    if root is None:
+        return []
+    sources = list(sources)
+    if not root.is_dir():
+        raise ValueError(f"landmarks {root}: {'is not a folder' if root.exists() else 'no such folder'}")
+    num_without = sum(source.landmarks is None for source in sources)
+    if num_without == len(sources):
+        raise ValueError(
+            f"landmarks {root}: none for any of {num_without} files, such as {sources[0].path}; expected is a tree "
+            "like that of the corpus, with .pkl, .npy or .npz in place of .mp4"
+        )
+    return [f"{num_without} files have no supplied landmarks; their faces are looked for"] if num_without else []
 
 
 def stable_percent(text: str) -> int:
