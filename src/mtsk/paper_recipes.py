@@ -51,7 +51,7 @@ def _published(
         model=ModelConfig(
             scales=grid.scales,
             llm=llm,
-            audio=AudioEncoderConfig(whisper, window="30s"),
+            audio=AudioEncoderConfig(whisper, window="30s", normalize=True),
             video=AvHubertConfig(_LIPS, lora_rank=64 if lips_alone else None),
             compression=compression,
             projector=ProjectorConfig(hidden=2048, input_norm=False, output_norm=norm, input_dropout=0.0),

@@ -90,7 +90,7 @@ FAMILIES = {
     "qwen3": Family("Qwen3", {"head_dim": 24}, bos=False),
     "mistral": Family("Mistral", WINDOW),
     "gemma": Family("Gemma", {"head_dim": 24}),
-    "gemma-2": Family("Gemma2", {"head_dim": 24, "final_logit_softcapping": 2.0, **MIXED}),
+    "gemma-2": Family("Gemma2", {"head_dim": 24, "final_logit_softcapping": 20.0, **MIXED}),
     "gemma-3": Family("Gemma3Text", {"head_dim": 24, **MIXED}, "Gemma3ForCausalLM"),
     "granite": Family("Granite", {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.3}),
     "cohere-2": Family("Cohere2", {"logit_scale": 0.25, **MIXED}),

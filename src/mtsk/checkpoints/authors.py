@@ -26,6 +26,7 @@ from mtsk.scale import Scale, ScaleGrid
 _MODALITIES = ("audio", "video")
 _PARTS = ("llm.", "audio_encoder.", "video_encoder.", "audio_proj.", "video_proj.", "prompt_")
 _PROJECTOR = re.compile(r"(audio|video)_proj\.(?:(\d+)\.)?([023])\.(weight|bias)")
+_SOUND_WIDTH, _LIPS_WIDTH = "audio_encoder.layer_norm.weight", "video_encoder.encoder.layer_norm.weight"
 _LIPS_SCALE = 2.0  # of the lip encoder's adapters; fixed in their code
 _CONVERTED = "converted"  # key of our record
 _TASKS = {"audio": (True, False), "video": (False, True), "audiovisual": (True, True)}
@@ -139,7 +140,7 @@ def _configure(
 ) -> tuple[ModelConfig, dict[str, list[int]]]:
     """Also the rate of each projector, by modality."""
     projectors = _projectors(state)
-    widths = {"audio": _width(state, "audio_encoder.layer_norm.weight"), "video": _width(state, _LIPS_WIDTH)}
+    widths = {"audio": _width(state, _SOUND_WIDTH), "video": _width(state, _LIPS_WIDTH)}
     sources: dict[str, Any] = {
         "--llm": told.llm or options.get("llm_model"),
         "--whisper": told.whisper or options.get("audio_encoder_name") if "audio" in projectors else "",
@@ -169,9 +170,6 @@ def _configure(
         leading_space=False,
     )
     return config, {modality: rates[modality][: len(projectors[modality])] for modality in projectors}
-
-
-_LIPS_WIDTH = "video_encoder.encoder.layer_norm.weight"
 
 
 def _width(state: Mapping[str, Tensor], name: str) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from transformers import (
@@ -31,6 +33,8 @@ from mtsk.model.cost import Cost, CostModel
 from mtsk.model.llm import Llm
 from mtsk.model.video_encoder import CompactVideoEncoder, VideoEncoder
 from mtsk.scale import Scale
+
+T = TypeVar("T")
 
 
 def _llama(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> LlamaConfig:
@@ -96,7 +100,7 @@ def shape_model(config: ModelConfig) -> AvsrModel:
     with torch.device("meta"):
         llm = Llm.build(AutoModelForCausalLM.from_config(llm_config), tokenizer)
         if config.audio is not None and config.grid.audio_rates:
-            known = KNOWN_WHISPERS.get(config.audio.source)
+            known = _known(KNOWN_WHISPERS, config.audio.source)
             whisper = known or AutoConfig.from_pretrained(resolve(config.audio.source))
             audio = WhisperAudioEncoder(WhisperModel(whisper), config.audio.window)
         if config.video is not None and config.grid.video_rates:
@@ -104,8 +108,13 @@ def shape_model(config: ModelConfig) -> AvsrModel:
         return AvsrModel(config, llm, audio, video)
 
 
+def _known(shapes: Mapping[str, T], source: str) -> T | None:
+    """What is written down here, unless there is a folder of that name, which would be loaded."""
+    return None if Path(source).is_dir() else shapes.get(source)
+
+
 def _llm(source: str) -> tuple[PretrainedConfig, Any]:
-    known = KNOWN_LLMS.get(source)
+    known = _known(KNOWN_LLMS, source)
     if known is not None and not is_cached(source):
         return known, _WordTokenizer()
     folder = resolve(source)
@@ -115,7 +124,7 @@ def _llm(source: str) -> tuple[PretrainedConfig, Any]:
 def _video_encoder(config: CompactVideoConfig | AvHubertConfig) -> VideoEncoder:
     if isinstance(config, CompactVideoConfig):
         return CompactVideoEncoder(config)
-    known = KNOWN_LIPS.get(config.source)
+    known = _known(KNOWN_LIPS, config.source)
     encoder = AvHubertEncoder(known or read_shape(resolve(config.source) / CONFIG_FILE))
     if config.lora_rank is not None:
         encoder.add_adapters(config.lora_rank, config.lora_alpha)
