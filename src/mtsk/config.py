@@ -254,9 +254,9 @@ class JointStageConfig:
     """`lr` is that of the adapters."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     projector_lr: float = 1e-4
-    """For the finest rate of a modality."""
+    """For rates whose token covers at most 0.1 s, such as a4 and v2."""
     coarse_projector_lr: float = 5e-4
-    """For the other rates."""
+    """For coarser rates. By rate and not by place in the grid, so that a rate learns alike alone and among others."""
     scales_per_step: int | None = None
     """Scales drawn for a step; None: all of them, as in the paper."""
     draw: Literal["uniform", "sandwich", "rates"] = "uniform"

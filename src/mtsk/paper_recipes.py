@@ -24,7 +24,7 @@ from mtsk.config import (
 )
 from mtsk.scale import Scale, ScaleGrid
 
-Strategy = Literal["ms", "ss", "mss"]
+Strategy = Literal["ms", "ss", "mss", "t", "st"]
 Compression = Literal["average", "stack"]
 
 _LRS3_S, _BATCH_S, _NUM_EPOCHS = 433 * 3600.0, 60.0, 10
@@ -73,7 +73,7 @@ def _published(
     )
 
 
-# One of seven levels, clean among them; masks of up to 0.4 s, one a second; crops move, nothing else changes.
+# One of seven levels of noise, clean among them; masks of up to 0.4 s, one a second; crops move; nothing else changes.
 _AUGMENT = AugmentConfig(
     noise_prob=6 / 7,
     snr_db=(-5.0, 0.0, 5.0, 10.0, 15.0, 20.0),
@@ -82,7 +82,7 @@ _AUGMENT = AugmentConfig(
     shift_s=0.0,
     mouth_shift_px=4,
     mouth_contrast=0.0,
-    flip_prob=0.5,
+    flip_prob=0.0,
     audio_mask_s=0.4,
     video_mask_s=0.4,
 )
@@ -103,9 +103,9 @@ def paper_asr(strategy: Strategy, compression: Compression) -> TrainConfig:
     return _published((Scale(audio=rate) for rate in (4, 8, 12, 16, 20)), strategy=strategy, compression=compression)
 
 
-def paper_table3() -> TrainConfig:
+def paper_table3(compression: Compression = "average") -> TrainConfig:
     """Table 3: sound alone, a2 to a10, one shared adapter, against training-free pooling of a2."""
-    return _published(Scale(audio=rate) for rate in (2, 4, 6, 8, 10))
+    return _published((Scale(audio=rate) for rate in (2, 4, 6, 8, 10)), compression=compression)
 
 
 def paper_vsr(strategy: Strategy, compression: Compression) -> TrainConfig:
@@ -118,9 +118,9 @@ def paper_table4() -> TrainConfig:
     return _published((Scale(1, 1), *_PAIRS), _LARGE)
 
 
-def llama_avsr(scale: Scale) -> TrainConfig:
-    """The baseline at one pair of rates, otherwise as Table 1."""
-    return _published((scale,))
+def llama_avsr(scale: Scale, bases: tuple[str, str] = _SMALL) -> TrainConfig:
+    """The baseline: an independent model of one scale, otherwise as the tables and figures with that scale."""
+    return _published((scale,), bases)
 
 
 def llama_avsr_8b(scale: Scale) -> TrainConfig:
@@ -128,9 +128,9 @@ def llama_avsr_8b(scale: Scale) -> TrainConfig:
     return _published((scale,), _LARGE, compression="stack", norm=False)
 
 
-def omni_avsr() -> TrainConfig:
-    """Omni-AVSR: all three tasks in one model, one audio and one video rate a step, lips weighing 1.5."""
-    config = _published(ScaleGrid.joint((4, 16), (2, 5)), norm=False)
+def omni_avsr(strategy: Strategy = "ms") -> TrainConfig:
+    """Omni-AVSR: three tasks, one audio and one video rate a step; LoRA shared, per task (t) or both (st)."""
+    config = _published(ScaleGrid.joint((4, 16), (2, 5)), strategy=strategy, norm=False)
     joint = replace(config.joint, scales_per_step=1, draw="rates", weights={"a": 1.0, "v": 1.5, "av": 1.0})
     return replace(config, joint=joint)
 
@@ -142,17 +142,24 @@ def _all() -> dict[str, Callable[[], TrainConfig]]:
         recipes[f"paper_table1_{strategy}"] = functools.partial(paper_table1, strategy)
     for strategy in strategies:
         recipes[f"paper_table5_{strategy}"] = functools.partial(paper_table5, strategy)
-    recipes |= {"paper_table3": paper_table3, "paper_table4": paper_table4}
+    recipes |= {"paper_table3": paper_table3, "paper_table3_stack": functools.partial(paper_table3, "stack")}
+    recipes["paper_table4"] = paper_table4
     compressions: tuple[Compression, ...] = ("average", "stack")
     for compression in compressions:
         for strategy in strategies:
             recipes[f"paper_asr_{compression}_{strategy}"] = functools.partial(paper_asr, strategy, compression)
             recipes[f"paper_vsr_{compression}_{strategy}"] = functools.partial(paper_vsr, strategy, compression)
-    for scale in _PAIRS:
+    for scale in (*_PAIRS, *(Scale(audio=a) for a in (4, 8, 12, 16, 20)), *(Scale(video=v) for v in range(1, 6))):
         recipes[f"llama_avsr_{scale}"] = functools.partial(llama_avsr, scale)
+    for scale in _PAIRS:
+        recipes[f"llama_avsr_table5_{scale}"] = functools.partial(llama_avsr, scale, _LARGE)
     for scale in (Scale(audio=3), Scale(video=3), Scale(3, 3)):
         recipes[f"llama_avsr_8b_{scale}"] = functools.partial(llama_avsr_8b, scale)
-    return {**recipes, "omni_avsr": omni_avsr}
+    recipes["omni_avsr"] = omni_avsr
+    omni: tuple[Strategy, ...] = ("t", "st")
+    for strategy in omni:
+        recipes[f"omni_avsr_{strategy}"] = functools.partial(omni_avsr, strategy)
+    return recipes
 
 
 PAPER_RECIPES = _all()

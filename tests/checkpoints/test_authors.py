@@ -267,6 +267,17 @@ def test_a_flat_file_with_what_it_lacks_gives_the_same(golden: Get, name: str, t
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_folders_that_are_told_relatively_are_found_from_elsewhere(
+    golden: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = golden(NAMES[2])
+    monkeypatch.chdir(one.folder)
+    told = Told("llm", "whisper", "./avhubert")
+    assert convert(one.folder / "last.ckpt", tmp_path / "to", told) == read_record(one.folder / "converted").model
+    monkeypatch.chdir(tmp_path)
+    mtsk.load(tmp_path / "to", device="cpu")
+
+
 def test_what_a_flat_file_lacks_is_named(golden: Get, tmp_path: Path) -> None:
     torch.save(golden(NAMES[0]).state, tmp_path / "flat.pth")
     with pytest.raises(ValueError, match=r"missing is --llm, --whisper, --avhubert, --alpha, --scales"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from mtsk.checkpoints.sources import source_hash
 from mtsk.checkpoints.store import CONFIG_FILE, WEIGHTS_FILE
 from mtsk.commands import convert, prepare
-from mtsk.config import TrainConfig, to_dict
+from mtsk.config import AvHubertConfig, TrainConfig, to_dict
 from mtsk.data.corpora import grid
 from mtsk.model.avhubert import AvHubertEncoder
 from mtsk.paper_recipes import PAPER_RECIPES
@@ -104,11 +103,18 @@ def test_from_corpus_to_error_rates(run: Run, home: Path, name: str) -> None:
     clip = home / "lrs3" / "test" / "test0" / "00001.mp4"
     written = run("transcribe", clip, "--model", out / "model", "--scale", "all")
     assert (written.code, written.err) == (0, "")
-    found = {scale: text for scale, _, text in rows(written.lines)}
-    assert list(found) == scales
-    hypotheses = map(json.loads, (out / "wer" / "hypotheses.jsonl").read_text().splitlines())
-    print([*hypotheses][:2], found)
-    assert 0
+    assert [scale for scale, _, _ in rows(written.lines)] == scales
+
+
+def test_without_avhubert_one_is_told_how_to_get_it(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is written or downloaded."""
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "paper_table1_ms", "--data", home / "data", "-o", "out")
+    assert (result.code, len(result.errors)) == (1, 1), result.err
+    assert "mtsk convert avhubert FILE avhubert-large" in result.err
+    assert not Path("out").exists()
 
 
 def check_checkpoint(folder: Path, config: TrainConfig) -> None:
@@ -118,7 +124,7 @@ def check_checkpoint(folder: Path, config: TrainConfig) -> None:
     assert record["base"] == {source: source_hash(source) for source in sources}
     lips = [name for name in load_file(folder / WEIGHTS_FILE) if name.startswith("video_encoder.")]
     assert bool(lips) == config.model.trains_lips
-    frozen = AvHubertEncoder.load(replace(config.model.video, lora_rank=None), Path("avhubert-large"))  # type: ignore
+    frozen = AvHubertEncoder.load(AvHubertConfig("-"), Path("avhubert-large"))
     assert not {name.removeprefix("video_encoder.") for name in lips} & set(frozen.state_dict())
 
 
@@ -130,4 +136,4 @@ def check_info(run: Run, folder: Path, scales: list[str]) -> None:
     (line,) = (line for line in result.lines if line.startswith("  trained   ") and " M: " in line)
     assert sum(map(int, re.findall(r"(\d+) [a-z]", line.partition(": ")[2]))) == num_stored, line
     names = [match[1] for line in result.lines if (match := re.match(r"[│ ]+(\w+) ", line))]
-    assert all(names.count(scale) == 4 for scale in scales), result.out
+    assert all(names.count(scale) >= 4 for scale in scales), result.out

@@ -45,6 +45,18 @@ def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
         vox2.list_sources(tmp_path, table)
 
 
+def test_what_a_list_leaves_out_later_is_no_longer_trained_on(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.tsv", (CLIP, "one"), (ENGLISH, "two"))
+    (tmp_path / CLIP).parent.mkdir(parents=True)
+    for number in (1, 2):
+        write_clip((tmp_path / CLIP).with_name(f"0000{number}.mp4"))
+    (tmp_path / "en.id").write_text(ENGLISH)
+    for only in (None, tmp_path / "en.id"):
+        corpus = vox2.list_sources(tmp_path, table, only=only)
+        prepare(corpus, tmp_path / "dst", Settings(None), num_workers=0, progress=False)
+    assert [cut.id for cut in load_cuts(tmp_path / "dst", "train")] == ["vox2_dev_id00012_21Uxsk56VDQ_00002"]
+
+
 def test_pieces_of_a_clip_whose_sound_lies_apart(tmp_path: Path) -> None:
     columns = ("file", "transcript", "start", "end")
     table = write_table(

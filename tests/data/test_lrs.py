@@ -261,6 +261,40 @@ def test_preparing_lrs3_goes_on_and_names_bad_files(tmp_path: Path) -> None:
     assert splits(tmp_path / "dst") == ("dev", "test", "train")
 
 
+def in_manifests(dst: Path) -> dict[str, list[str]]:
+    return {split: [cut.id for cut in load_cuts(dst, split)] for split in splits(dst)}
+
+
+def test_what_later_runs_leave_out_is_in_no_manifest(tmp_path: Path) -> None:
+    """The subset pretrain first, when nobody is held out; then all of it, of which talkers are."""
+    root, dst = write_lrs3(tmp_path / "src"), tmp_path / "dst"
+    mine = (Source("mine", root / "pretrain" / DEV / "00001.mp4", "text"), Source("lrs30_x", tmp_path / "no", "text"))
+    run(Corpus(mine), dst)
+    for name in ("trainval", "test"):
+        (root / name).rename(tmp_path / name)
+    early = run(lrs.list_sources("lrs3", root), dst)
+    assert early.num_utterances == {"train": 5}
+    for name in ("trainval", "test"):
+        (tmp_path / name).rename(root / name)
+    whole = lrs.list_sources("lrs3", root)
+    late = run(whole, dst)
+    train = ["lrs3_pretrain_t00_00001_00", "lrs3_pretrain_t00_00001_01"]
+    held_out = {"dev": [f"lrs3_trainval_{DEV}_50001"], "test": ["lrs3_test_test0_00001"]}
+    short = ["lrs3_trainval_t00_50001", "lrs3_trainval_t01_50001", "mine"]
+    assert in_manifests(dst) == {"train": [*train, *short], **held_out}
+    assert late.num_utterances == {"train": 5, "dev": 1, "test": 1}
+    assert "2 files that were prepared earlier are in no split" in str(late)
+    assert list(late.refused) == ["lrs30_x"]
+
+    # Nothing is read, and yet the manifests change; another corpus's run changes nothing of that; and back again.
+    assert run(lrs.list_sources("lrs3", root, pretrain=False), dst).num_new == 0
+    assert in_manifests(dst) == {"train": short, **held_out}
+    run(Corpus((*mine, Source("more", mine[0].path, "text"))), dst)
+    assert in_manifests(dst) == {"train": sorted([*short, "more"]), **held_out}
+    assert run(whole, dst).num_new == 0
+    assert in_manifests(dst) == {"train": sorted([*train, *short, "more"]), **held_out}
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_lrs3(tmp_path / "src")
     options: dict[str, Any] = {

@@ -154,10 +154,13 @@ def test_untrained_scale_is_refused() -> None:
 @torch.no_grad()
 def test_no_input_is_the_prompt_alone() -> None:
     model = tiny_model()
-    inputs = model.no_input(2)
-    ids = torch.tensor([model.prompts.prefix(None, None)] * 2)
-    torch.testing.assert_close(inputs.embeds_BSE, model.llm.get_input_embeddings()(ids))
-    assert bool(inputs.mask_BS.all())
+    for text in ("a4", "v2", "a4v2"):
+        scale = Scale.parse(text)
+        inputs = model.no_input(scale)
+        whole = model.prompts.prefix(*(None if scale.rate(m) is None else 0 for m in "av"))
+        ids = torch.tensor([[i for i in whole if i < model.prompts.vocabulary.size]])  # without the delimiters
+        torch.testing.assert_close(inputs.embeds_BSE, model.llm.get_input_embeddings()(ids))
+        assert bool(inputs.mask_BS.all())
 
 
 # Training.

@@ -37,7 +37,9 @@ def test_every_published_set_up_has_the_parameters_of_its_parts(recipe: str) -> 
     """Counted by hand from the configuration: adapters by strategy, a projector per rate, LoRA in the lip encoder."""
     config = PAPER_RECIPES[recipe]().model
     large = "8B" in config.llm
-    num_adapters = {"ms": 1, "ss": len(config.grid), "mss": len(config.grid) + 1}[config.lora.strategy]
+    num_scales, num_tasks = len(config.grid), len({scale.task for scale in config.grid})
+    by_strategy = {"ms": 1, "ss": num_scales, "mss": num_scales + 1, "t": num_tasks, "st": num_tasks + 1}
+    num_adapters = by_strategy[config.lora.strategy]
     embedding, hidden = (4096 if large else 2048), config.projector.hidden
     whisper = 1024 if "medium" in (config.audio.source if config.audio else "") else 768
     widths = [(whisper, rate) for rate in config.grid.audio_rates] + [(1024, rate) for rate in config.grid.video_rates]

@@ -9,9 +9,7 @@ SOUND, LIPS, BOTH = "Transcribe speech to text.", "Transcribe video to text.", "
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize(
-    ("num_audio", "num_video", "prompt"), [(3, None, SOUND), (None, 2, LIPS), (3, 2, BOTH), (None, None, SOUND)]
-)
+@pytest.mark.parametrize(("num_audio", "num_video", "prompt"), [(3, None, SOUND), (None, 2, LIPS), (3, 2, BOTH)])
 def test_order(kind: str, num_audio: int | None, num_video: int | None, prompt: str) -> None:
     builder = tiny_llm(kind).prompts
     size = builder.vocabulary.size

@@ -183,8 +183,11 @@ def test_names_say_what_a_run_is_and_are_the_same_everywhere(tmp_path: Path) -> 
     assert [run.name for run in one] == [run.name for run in other]
     assert re.fullmatch(r"ms-average-a4v2-a16v5-seed1-[0-9a-f]{8}", one[0].name)
     assert re.fullmatch(r"single-average-a4v2-seed1-[0-9a-f]{8}", one[3].name)
-    changed = Run(replace(one[0].config, save_every=1), one[0].label)
+    changed = Run(replace(one[0].config, seed=2), one[0].label)
     assert changed.name != one[0].name
+    # How often a run is saved, and how many processes read its data, make no other model of it.
+    same = Run(replace(one[0].config, save_every=1, num_workers=2), one[0].label)
+    assert (same.name, same.start) == (one[0].name, one[0].start)
 
 
 def test_what_is_measured_of_a_run_has_a_key_of_its_own(tmp_path: Path) -> None:

@@ -47,12 +47,15 @@ def test_differences_to_independent_or_else_the_first():
         "| method | compressor | minus | a4 | a8 |",
         "| --- | --- | --- | ---: | ---: |",
         # Seed 1 alone: independent has no seed 2.
-        "| MS | average | independent, average | +10.0 (+10.0 to +10.0) worse | -10.0 (-10.0 to -10.0) better |",
-        "| training-free | average | independent, average | +0.0 (+0.0 to +0.0) | +170.0 (+170.0 to +170.0) worse |",
+        "| MS | average | independent, average | +10.0 (+10.0 to +10.0) | -10.0 (-10.0 to -10.0) |",
+        "| training-free | average | independent, average | +0.0 (+0.0 to +0.0) | +170.0 (+170.0 to +170.0) |",
     ]
-    assert difference_table(AVSR).splitlines()[2:] == [
-        "| MSS | average | SS, average | +10.0 (+10.0 to +10.0) worse | – |"
-    ]
+    assert difference_table(AVSR).splitlines()[2:] == ["| MSS | average | SS, average | +10.0 (+10.0 to +10.0) | – |"]
+
+
+@pytest.mark.parametrize(("num_seeds", "end"), [(1, "+2.0)"), (3, "+2.0) worse")])
+def test_a_verdict_needs_several_seeds(num_seeds: int, end: str) -> None:
+    assert format_difference(Estimate(0.01, 0.005, 0.02, None, num_seeds)).endswith(end)
 
 
 def test_wer_by_snr():

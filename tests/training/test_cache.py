@@ -185,7 +185,7 @@ def _config(strategy: str = "ms", scales: tuple[str, ...] = ("a4", "v2", "a4v2")
 
 
 def _folders(tmp_path: Path) -> set[str]:
-    return {path.name for path in (tmp_path / "features").iterdir()}
+    return {path.name for path in (tmp_path / "features").iterdir() if path.is_dir()}
 
 
 def test_runs_share_features(data: TrainingData, accelerator: Accelerator, tmp_path: Path, encoded: list[str]) -> None:
@@ -242,6 +242,20 @@ def test_runs_with_and_without_alignment_do_not_share(
     _train(_config(), data, tmp_path / "aligned", accelerator)
     _train(replace(_config(), warm_start=None), data, tmp_path / "bare again", accelerator)
     assert len(_folders(tmp_path)) == 2
+
+
+def test_runs_share_word_times_of_the_same_data(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "WhisperAligner", EvenAligner)
+    monkeypatch.setattr(EvenAligner, "num_aligned", 0)
+    monkeypatch.setattr(run_module, "_stages", lambda *_: iter(()))
+    data = TrainingData.load(write_data(tmp_path / "data", gaps=True))
+    for folder, digest, num_aligned in (("one", "a", 1), ("two", "a", 1), ("other data", "b", 2)):
+        _train(_config(), replace(data, digest=digest), tmp_path / folder, accelerator)
+        assert EvenAligner.num_aligned == num_aligned
+    names = {path.name for path in (tmp_path / "features").iterdir()}
+    assert names == {"word_times_a.jsonl", "word_times_b.jsonl"}
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

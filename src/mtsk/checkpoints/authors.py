@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtsk.checkpoints import authors_weights
 from mtsk.checkpoints.authors_weights import LORA, VIDEO_LORA, ProjectorWeights
+from mtsk.checkpoints.sources import absolute
 from mtsk.checkpoints.store import CONFIG_FILE, build_model, read_record, save_model
 from mtsk.checkpoints.unpickle import load_inert
 from mtsk.config import AudioEncoderConfig, AvHubertConfig, LoraConfig, ModelConfig, ProjectorConfig
@@ -37,7 +38,8 @@ class Told:
     """What a user says about a file, which wins over what the file says.
 
     Args:
-        llm: base model, see `mtsk.checkpoints.sources.resolve`; also the other two.
+        llm: base model, see `mtsk.checkpoints.sources.resolve`; also the other two. Local folders are recorded by their
+            whole path.
         whisper: base model of the sound, with its encoder.
         avhubert: folder that `mtsk convert avhubert` wrote.
         scales: such as a4v2; the rates of a modality in the order of its projectors.
@@ -157,11 +159,12 @@ def _configure(
     lips_rank = next(
         (len(value) for name, value in state.items() if VIDEO_LORA.fullmatch(name) and "down" in name), None
     )
-    audio = AudioEncoderConfig(str(sources["--whisper"]), window="30s", normalize=True, cut="authors")
-    video = AvHubertConfig(str(sources["--avhubert"]), lora_rank=lips_rank, lora_alpha=_LIPS_SCALE * (lips_rank or 1))
+    llm, whisper, avhubert = (absolute(str(sources[name])) for name in ("--llm", "--whisper", "--avhubert"))
+    audio = AudioEncoderConfig(whisper, window="30s", normalize=True, cut="authors")
+    video = AvHubertConfig(avhubert, lora_rank=lips_rank, lora_alpha=_LIPS_SCALE * (lips_rank or 1))
     config = ModelConfig(
         scales=ScaleGrid(tuple(scales)).scales,
-        llm=str(sources["--llm"]),
+        llm=llm,
         audio=audio if "audio" in projectors else None,
         video=video if "video" in projectors else None,
         compression="stack" if stacked else "average",

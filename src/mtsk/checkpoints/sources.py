@@ -158,6 +158,12 @@ def resolve(source: str) -> Path:
     return _snapshot(source)
 
 
+def absolute(source: str) -> str:
+    """The source by a name that means the same from every working folder: a local folder by its whole path."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if source and source not in _MODELS and folder.is_dir() else source
+
+
 def face_models() -> FaceModels:
     """The models that find faces, fetched if need be.
 

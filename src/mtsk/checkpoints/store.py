@@ -49,8 +49,21 @@ def build_model(config: ModelConfig) -> AvsrModel:
 
 def _build_lips(config: CompactVideoConfig | AvHubertConfig) -> VideoEncoder:
     if isinstance(config, AvHubertConfig):
-        return AvHubertEncoder.load(config, resolve(config.source))
+        return AvHubertEncoder.load(config, avhubert_folder(config))
     return CompactVideoEncoder(config)
+
+
+def avhubert_folder(config: AvHubertConfig) -> Path:
+    """Where converted weights of AV-HuBERT are.
+
+    Raises:
+        ValueError: if they can't be had; it says how they are made.
+    """
+    try:
+        return resolve(config.source)
+    except ValueError as error:
+        hint = f"`mtsk convert avhubert FILE {config.source}` makes it of the file of AV-HuBERT's authors"
+        raise ValueError(f"{error}; {hint}") from error
 
 
 def base_sources(config: ModelConfig) -> tuple[str, ...]:

@@ -61,6 +61,13 @@ def _print_costs(config: ModelConfig, duration_s: float) -> None:
         tokens = str(cost.stages["prefill"].num_tokens)
         table.add_row(str(cost.scale), tokens, *stages, per_token, f"{cost.total_flops / 1e9:.2f}")
     console.print(table)
+    console.print("Positions that each stage computes: frames, features, tokens")
+    table = Table()
+    for name in ("scale", *STAGES):
+        table.add_column(name.replace("_", " "), justify="right")
+    for cost in costs:
+        table.add_row(str(cost.scale), *(str(cost.stages[name].num_tokens) for name in STAGES))
+    console.print(table)
     console.print("Megabytes: weights that each stage reads (decoding: for the whole text), and the key-value cache")
     table = Table()
     for name in ("scale", *STAGES, "cache"):

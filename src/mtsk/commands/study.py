@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from accelerate import Accelerator
 from lhotse import CutSet
 from rich.console import Console
@@ -39,6 +38,7 @@ from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ, Scale
 from mtsk.studies.plan import Cell, Plan, Run, read_plan
 from mtsk.studies.report import write_report
 from mtsk.studies.results import Cost, Measured, Results, RunFacts, load_results, save_results
+from mtsk.training.draws import scales_of_step
 from mtsk.training.run import TrainingData, make_accelerator, start_run
 from mtsk.training.trainer import Run as RunState
 from mtsk.training.word_times import has_sound
@@ -129,7 +129,9 @@ class _Runner:
             if cell.run.config.lips_from is not None:
                 with plan.file.located(*cell.place):
                     read_record(mtsk.model_folder(cell.run.config.lips_from))
-        digests = {split: _digest(data_dir / f"cuts_{split}.jsonl.gz") for split in ("train", plan.study.split)}
+        lists = [f"cuts_{split}.jsonl.gz" for split in ("train", plan.study.split)]
+        lists += ["noise_train.jsonl.gz", *(["noise_test.jsonl.gz"] if babble else []), "noise.json"]
+        digests = {name: _digest(data_dir / name) for name in lists if (data_dir / name).exists()}
         with plan.file.located("data"):
             _require_same_data(out_dir / "runs" / "data.json", digests)
         return cls(plan, data, data_dir, cuts, babble, out_dir, make_accelerator())
@@ -159,8 +161,10 @@ class _Runner:
         num_trainable = 0
         try:
             model = train_model(run.config, self.plan.study.title, self.data, state, lambda _: {})
-            trained = model.trained_parameters().items()
-            num_trainable = sum(p.numel() for n, p in trained if run.config.video_encoder or "video_encoder" not in n)
+            counts = model.num_trained()
+            if run.config.lips_from is not None:
+                del counts["video_encoder"]
+            num_trainable = sum(counts.values())
         finally:
             if self.accelerator.is_main_process:
                 before_s = _read(folder / "facts.json", _Facts).train_s if (folder / "facts.json").exists() else 0.0
@@ -207,12 +211,13 @@ class _Runner:
             labels = cell.matrix, cell.method, cell.compression, cell.seed
             if all((self._folder(cell.run) / name).exists() for name in ("facts.json", "model/config.json")):
                 each = _read(self._folder(cell.run) / "facts.json", _Facts)
-                num_steps, grid = cell.run.config.joint.optim.num_steps, cell.run.config.model.grid
-                facts.append(RunFacts(*labels, grid.scales, each.num_trainable, num_steps, each.train_s))
+                joint, grid = cell.run.config.joint, cell.run.config.model.grid
+                num_passes = joint.optim.num_steps * len(scales_of_step(joint, grid, seed=0, step=0))
+                facts.append(RunFacts(*labels, grid.scales, each.num_trainable, num_passes, each.train_s))
             if self._measured(cell).exists():
                 for reading in _read(self._measured(cell), _Readings).readings:
                     found = Measured(*labels, reading.scale, reading.snr_db, reading.errors, reading.num_words)
-                    measured.setdefault(found.place, found)  # several models of a method guess the same from nothing
+                    measured.setdefault(found.place, found)  # without input: of the method's first model
         return Results(
             self.plan.study.title, self._setting(), tuple(measured.values()), tuple(self._costs()), tuple(facts)
         )
@@ -232,7 +237,7 @@ class _Runner:
     def _setting(self) -> dict[str, str]:
         device = best_device()
         return {
-            "hardware": f"{_processor()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device),
+            "hardware": f"{_processor()}, {os.cpu_count()} cores" if device.type == "cpu" else str(device),
             "precision": "bfloat16" if has_bf16(device) else "float32",
             "data": f"{self.data_dir.name}: {len(self.data.train)} utterances to train, {len(self.cuts)} to test",
             "evaluation batch": f"{self.plan.study.batch} utterances",
@@ -247,16 +252,16 @@ class _Runner:
 
 
 def _digest(path: Path) -> str:
-    with gzip.open(path) as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:16]
 
 
 def _require_same_data(path: Path, digests: dict[str, str]) -> None:
     """Refuses a folder whose runs are of another corpus: they would be taken for runs of this one."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for split, digest in digests.items():
-        if known.get(split, digest) != digest:
-            problem = f"{path.parent} holds runs on another split {split} than that of this corpus"
+    for name, digest in digests.items():
+        if known.get(name, digest) != digest:
+            problem = f"{path.parent} holds runs on another {name} than that of this corpus"
             raise ValueError(f"{problem}; delete it, or choose another folder")
     if known != {**known, **digests}:
         path.parent.mkdir(parents=True, exist_ok=True)

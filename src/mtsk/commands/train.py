@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import mtsk
-from mtsk.checkpoints.store import build_model, load_lips, save_model
-from mtsk.config import TrainConfig, from_dict, to_dict
-from mtsk.data.dataset import UtteranceDataset
+from mtsk.checkpoints.store import avhubert_folder, build_model, load_lips, save_model
+from mtsk.commands.evaluate import batches_at
+from mtsk.config import AvHubertConfig, TrainConfig, from_dict, to_dict
 from mtsk.evaluation.grid import measure
 from mtsk.inference.engine import Engine
 from mtsk.model.avsr import AvsrModel
 from mtsk.recipes import get_recipe
 from mtsk.training.run import TrainingData, make_accelerator, start_run, train
 from mtsk.training.trainer import Run
-from mtsk.types import Example
 
 _DEV_BATCH = 10  # utterances
 
@@ -40,6 +39,8 @@ def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, 
     if seed is not None:
         config = dataclasses.replace(config, seed=seed)
     data = TrainingData.load(data_dir)
+    if isinstance(config.model.video, AvHubertConfig) and config.model.grid.video_rates:
+        avhubert_folder(config.model.video)  # which users have to get themselves
     accelerator = make_accelerator()
     if accelerator.is_main_process:
         start_run(config, out_dir, resume=resume)
@@ -95,18 +96,11 @@ def dev_figures(data: TrainingData) -> Callable[[AvsrModel], dict[str, float]]:
 
     def validate(model: AvsrModel) -> dict[str, float]:
         engine = Engine(model, device=model.device, dtype=torch.float32)
-        datasets = {"": UtteranceDataset(data.dev)}
-        if data.babble is not None:
-            datasets["_0dB"] = UtteranceDataset(data.dev, babble=data.babble, snr_db=0.0)
+        snrs_db = {"": None} if data.babble is None else {"": None, "_0dB": 0.0}
         figures: dict[str, float] = {}
-        for suffix, dataset in datasets.items():
-            rates = measure(engine, _batches(dataset), model.grid)
+        for suffix, snr_db in snrs_db.items():
+            rates = measure(engine, batches_at(data.dev, data.babble, _DEV_BATCH, snr_db), model.grid)
             figures |= {f"{scale}{suffix}": rate.value for scale, rate in rates.items()}
         return figures
 
     return validate
-
-
-def _batches(dataset: UtteranceDataset) -> Iterator[list[Example]]:
-    for start in range(0, len(dataset), _DEV_BATCH):
-        yield [dataset[name, 0] for name in dataset.ids[start : start + _DEV_BATCH]]

@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtsk.data.corpora import Corpus, Piece, Source
 from mtsk.data.prepare_log import Log, Record
 from mtsk.data.workers import Died, map_unordered
+from mtsk.files import write_whole
 from mtsk.media import FaceModels, Media, MediaError, MouthTracker, contact_sheet, load_media
 from mtsk.media.landmarks import LandmarkTracker, read_landmarks
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Word
@@ -40,6 +41,7 @@ from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Word
 _LOG = "prepare_log.jsonl"
 _SUMMARY = "prepare.json"
 _NUM_REASONS_SHOWN = 10
+_NOT_LISTED = "its corpus no longer lists it"
 _MAX_DIFFERENCE_FRAMES = 2  # between supplied landmarks and the pictures of a file, at its end
 PIPELINE_VERSION = 1
 """Part of what says whether a file is done. Raise it when a change to `mtsk.media` or to this module makes another
@@ -113,7 +115,9 @@ def prepare(
 
     May be interrupted at any time and run again; files that are done and have not changed are not read again. Several
     corpora may go into one folder; an utterance of the same name replaces the earlier one. A file that can't be used
-    is left out with its reason, in the summary.
+    is left out with its reason, in the summary. What an earlier run took of the same corpus (see `Corpus.prefix`) and
+    this one does not list leaves the manifests, as its talker may be one of evaluation now; a run that lists it again
+    brings it back without reading it.
 
     Args:
         corpus: what to prepare, see `mtsk.data.corpora`.
@@ -131,15 +135,18 @@ def prepare(
     log = Log(dst / _LOG)
     todo = [source for source in corpus.sources if not log.is_done(source.id, _key(source, settings))]
     moves = _moves(corpus, log)
-    if todo or not (dst / _SUMMARY).exists():
+    relisted = _relisted(corpus, log, todo)
+    if todo or relisted or not (dst / _SUMMARY).exists():
         (dst / _SUMMARY).unlink(missing_ok=True)  # comes back when the manifests agree with the log
         with log:
+            for record in log.read(relisted):
+                log.add(replace(record, reason=relisted[record.id]))
             for record in _work(todo, dst, settings, num_workers, progress):
                 log.add(record)
         _write_manifests(dst, log)
         _write_sheets(dst, log, num_sheets)
     summary = _summarise(log, (*corpus.notes, *moves), len(todo))
-    _replace_text(dst / _SUMMARY, json.dumps(asdict(summary), indent=1) + "\n")
+    write_whole(dst / _SUMMARY, json.dumps(asdict(summary), indent=1) + "\n")
     return summary
 
 
@@ -147,6 +154,17 @@ def _moves(corpus: Corpus, log: Log) -> list[str]:
     """What to say of utterances that were in another split before."""
     moves = Counter((log.entries[s.id].split, s.split) for s in corpus.sources if s.id in log.entries)
     return [f"{count} utterances moved from split {a} to {b}" for (a, b), count in moves.items() if a != b]
+
+
+def _relisted(corpus: Corpus, log: Log, todo: Sequence[Source]) -> dict[str, str]:
+    """File that the corpus no longer lists, or lists again and has not to be read -> the reason of its record."""
+    listed = {source.id for source in corpus.sources}
+    returned = listed - {source.id for source in todo}
+    reasons = {id: "" for id in sorted(returned) if log.entries[id].is_set_aside}
+    if corpus.prefix:
+        own = (id for id, entry in log.entries.items() if entry.is_used and id.startswith(corpus.prefix))
+        reasons |= {id: _NOT_LISTED for id in own if id not in listed}
+    return reasons
 
 
 def _work(todo: Sequence[Source], dst: Path, settings: Settings, num_workers: int, progress: bool) -> Iterator[Record]:
@@ -322,7 +340,7 @@ def _state(path: Path) -> str:
 
 def _write_manifests(dst: Path, log: Log) -> None:
     """The cuts in the order of the files' names, one line after the other."""
-    splits = {entry.split for entry in log.entries.values() if entry.num_cuts}
+    splits = {entry.split for entry in log.entries.values() if entry.is_used}
     for old in dst.glob("cuts_*.jsonl.gz"):
         if old.name[len("cuts_") : -len(".jsonl.gz")] not in splits:
             old.unlink()
@@ -331,7 +349,7 @@ def _write_manifests(dst: Path, log: Log) -> None:
             split: stack.enter_context(gzip.open(dst / f".unfinished_{split}.jsonl.gz", "wt", encoding="utf-8"))
             for split in splits
         }
-        for record in log.read(sorted(log.entries)):
+        for record in log.read(sorted(id for id, entry in log.entries.items() if entry.is_used)):
             for cut in record.cuts:
                 files[record.split].write(json.dumps(cut, ensure_ascii=False) + "\n")
     for split in splits:
@@ -340,7 +358,9 @@ def _write_manifests(dst: Path, log: Log) -> None:
 
 def _write_sheets(dst: Path, log: Log, num_sheets: int) -> None:
     """Of as many files, drawn at random, the first utterance with lips."""
-    with_lips = sorted(id for id, entry in log.entries.items() if entry.num_cuts > entry.num_without_lips)
+    with_lips = sorted(
+        id for id, entry in log.entries.items() if entry.is_used and entry.num_cuts > entry.num_without_lips
+    )
     (dst / "sheets").mkdir(exist_ok=True)
     for record in log.read(random.Random(0).sample(with_lips, min(num_sheets, len(with_lips)))):
         id = next(cut["id"] for cut in record.cuts if "mouth" in cut["custom"])
@@ -350,9 +370,13 @@ def _write_sheets(dst: Path, log: Log, num_sheets: int) -> None:
 def _summarise(log: Log, notes: tuple[str, ...], num_new: int) -> Summary:
     num_utterances: dict[str, int] = defaultdict(int)
     duration_h: dict[str, float] = defaultdict(float)
-    entries = log.entries.values()
+    by_id = {id: entry for id, entry in sorted(log.entries.items()) if not entry.is_set_aside}
+    entries = by_id.values()
+    num_aside = len(log.entries) - len(entries)
+    if num_aside:
+        notes += (f"{num_aside} files that were prepared earlier are in no split: {_NOT_LISTED}",)
     for entry in entries:
-        if entry.num_cuts:
+        if entry.is_used:
             num_utterances[entry.split] += entry.num_cuts
             duration_h[entry.split] += entry.duration_s / 3600
     return Summary(
@@ -364,13 +388,7 @@ def _summarise(log: Log, notes: tuple[str, ...], num_new: int) -> Summary:
         num_frames_interpolated=sum(entry.num_interpolated for entry in entries),
         num_frames_missing=sum(entry.num_missing for entry in entries),
         num_new=num_new,
-        refused={id: entry.reason for id, entry in sorted(log.entries.items()) if not entry.num_cuts},
-        warnings={id: entry.warnings for id, entry in sorted(log.entries.items()) if entry.warnings},
+        refused={id: entry.reason for id, entry in by_id.items() if not entry.num_cuts},
+        warnings={id: entry.warnings for id, entry in by_id.items() if entry.warnings},
         notes=notes,
     )
-
-
-def _replace_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".unfinished_{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -27,6 +27,7 @@ class Record:
     cuts: tuple[dict[str, Any], ...]
     """Its utterances, as they stand in the manifest; none if it was refused."""
     reason: str = ""
+    """Why no manifest has it. With cuts: it is set aside, could be used, and its files are there."""
     warnings: tuple[str, ...] = ()
     num_interpolated: int = 0
     num_missing: int = 0
@@ -52,6 +53,16 @@ class Entry:
     reason: str
     warnings: tuple[str, ...]
     retry: bool
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the manifests have it."""
+        return self.num_cuts > 0 and not self.reason
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether they could have it, but its corpus no longer lists it."""
+        return self.num_cuts > 0 and bool(self.reason)
 
 
 class Log:

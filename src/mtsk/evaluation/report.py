@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from mtsk.evaluation.grid import NO_INPUT, Row
 from mtsk.evaluation.wer import Rate, aligned_hits, normalize
+from mtsk.files import write_whole
 
 FIELDS = ("scale", "snr_db", "wer", "low", "high", "words", "utterances")
 _MARKERS = "osD^vPX*"
@@ -36,15 +36,15 @@ def write_report(rows: Sequence[Row], out_dir: Path) -> None:
         raise ValueError("a report needs at least one row")
     out_dir.mkdir(parents=True, exist_ok=True)
     records = [_record(row) for row in rows]
-    _replace(out_dir / "wer.json", (json.dumps(records, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(out_dir / "wer.json", json.dumps(records, indent=2, allow_nan=False) + "\n")
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    _replace(out_dir / "wer.csv", table.getvalue().encode())
+    write_whole(out_dir / "wer.csv", table.getvalue())
     image = io.BytesIO()
     plot(rows).savefig(image, format="png", dpi=150)
-    _replace(out_dir / "wer.png", image.getvalue())
+    write_whole(out_dir / "wer.png", image.getvalue())
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
@@ -183,13 +183,3 @@ def _sorted_names(rows: Sequence[Row]) -> list[str]:
 def _sorted_snrs(rows: Sequence[Row]) -> list[float | None]:
     """Clean, then from little noise to much."""
     return sorted({row.snr_db for row in rows}, key=lambda snr_db: -float("inf") if snr_db is None else -snr_db)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file beside the old one and swaps them, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

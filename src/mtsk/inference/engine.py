@@ -114,11 +114,12 @@ class Engine:
     def decode_no_input(self, examples: Sequence[Example]) -> list[str]:
         """What the model writes from the prompt alone: a baseline for what its language model guesses.
 
+        It is asked as at the first scale of the grid, with that scale's adapters.
         Of an example only the duration counts: it limits the text, as in `decode`.
         """
         limits = [_limit(_duration_s(example)) for example in examples]
         with torch.inference_mode():
-            inputs = self.model.no_input(1)
+            inputs = self.model.no_input(self.grid.scales[0])
         # The beginning of a greedy text does not depend on its limit: the longest one serves all.
         tokens = greedy(self.model, inputs, [self.grid.scales[0]], [max(limits, default=0)])[0]
         return [self.model.prompts.decode(tokens[:limit]) for limit in limits]

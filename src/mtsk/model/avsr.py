@@ -272,10 +272,9 @@ class AvsrModel(nn.Module):
                 tokens[row] = projected.values_BTD[i, :length]
         return tokens
 
-    def no_input(self, num_rows: int) -> LlmInput:
-        """The prompt alone, for the baseline that hears and sees nothing."""
-        nothing = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])] * num_rows
-        inputs: LlmInput = self.fusion(
-            [self.prompts.prefix(None, None)] * num_rows, nothing, nothing, self.embedding_VE
-        )
+    def no_input(self, scale: Scale) -> LlmInput:
+        """One row: the prompt of a scale without its media, for the baseline that hears and sees nothing."""
+        nothing = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])]
+        prompt = self.prompts.prompt(audio=scale.audio is not None, video=scale.video is not None)
+        inputs: LlmInput = self.fusion([[*self.prompts.begin, *prompt]], nothing, nothing, self.embedding_VE)
         return inputs

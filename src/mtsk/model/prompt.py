@@ -15,7 +15,6 @@ PROMPTS = {
     (True, False): "Transcribe speech to text.",
     (False, True): "Transcribe video to text.",
     (True, True): "Transcribe speech and video to text.",
-    (False, False): "Transcribe speech to text.",  # the no-input baseline
 }
 
 
@@ -67,11 +66,19 @@ class PromptBuilder:
         """The same, but for how a transcription begins."""
         return PromptBuilder(self._tokenizer, self.vocabulary, leading_space=leading_space)
 
+    @property
+    def begin(self) -> list[int]:
+        """What every sequence begins with: the begin-of-sequence token, if the LLM has one."""
+        return [] if self.vocabulary.bos is None else [self.vocabulary.bos]
+
     def prefix(self, num_audio_tokens: int | None, num_video_tokens: int | None) -> list[int]:
-        """Everything before the text; None where the scale has no such modality."""
+        """Everything before the text; None where the scale has no such modality.
+
+        At least one of the two is there.
+        """
         vocabulary = self.vocabulary
         audio_open, audio_close, video_open, video_close = vocabulary.delimiters
-        ids = [] if vocabulary.bos is None else [vocabulary.bos]
+        ids = self.begin
         if num_audio_tokens is not None:
             ids += [audio_open, *[vocabulary.audio_slot] * num_audio_tokens, audio_close]
         if num_video_tokens is not None:

@@ -105,12 +105,12 @@ class Run:
     @property
     def name(self) -> str:
         """Of its folder: what it is, and a hash of all that it is."""
-        return f"{self.label}-{_short_hash(set_values(self.config))}"
+        return f"{self.label}-{_short_hash(_essence(self.config))}"
 
     @property
     def start(self) -> str:
         """Hash of what decides the stages before the joint one: runs that share it share those stages."""
-        values = set_values(self.config)
+        values = _essence(self.config)
         model = {key: value for key, value in values["model"].items() if key != "lora"}
         stages = {key: value for key, value in values.items() if key not in ("joint", "model")}
         return _short_hash({"model": model, **stages})
@@ -274,11 +274,20 @@ def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 
 
 def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key; a base model in place of what has no source, such as AV-HuBERT for our own lips, is put whole."""
     merged = dict(values)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        if isinstance(old, dict) and isinstance(value, Mapping) and ("source" not in value or "source" in old):
+            merged[key] = _merged(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _essence(config: TrainConfig) -> dict[str, Any]:
+    """What decides the result of a run, without what was left at its default."""
+    return {key: value for key, value in set_values(config).items() if key not in ("save_every", "num_workers")}
 
 
 def _short_hash(values: Any) -> str:

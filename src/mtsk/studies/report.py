@@ -23,14 +23,18 @@ _WER_NOTE = (
 )
 _DIFFERENCE_NOTE = (
     "Paired differences on the same utterances and the seeds that both have, in percentage points, with a 95 % "
-    "bootstrap interval; *worse* and *better* where it excludes 0. Each cell stands alone: with many cells, about one "
-    "in twenty equal pairs is marked by chance."
+    "bootstrap interval over utterances; with several seeds, *worse* and *better* where it excludes 0. Each cell "
+    "stands alone: of many equal pairs about one in twenty excludes 0 by chance, and another seed moves a cell too."
 )
 _SNR_NOTE = "WER in % by signal-to-noise ratio, as above."
-_COST_NOTE = "For the mean utterance. *Total* includes the encoders."
+_COST_NOTE = (
+    "For the mean utterance with its text, average pooling, one adapter; *total* includes encoders and face tracking. "
+    "The figures against cost use these numbers for all rows."
+)
 _RUNS_NOTE = (
-    "*Models* are needed to cover the scales; parameters, steps and minutes are those of all these models together, "
-    "mean over seeds."
+    "*Models* are needed to cover the scales; parameters, passes and minutes are those of all these models together, "
+    "mean over seeds. Passes of the language model, steps times scales of a step, say what a method costs. Minutes are "
+    "wall time and leave out stages that another run of the study had done already."
 )
 
 

@@ -87,7 +87,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What one training took. `scales` are those that this one model was trained at."""
+    """What one training took.
+
+    Attributes:
+        scales: those that this one model was trained at.
+        num_trainable: parameters that its training changed.
+        num_passes: forward and backward passes of the language model: steps of the joint stage times scales of a step.
+        train_s: wall time of all its stages, but those that an earlier run of the study had done for it.
+    """
 
     matrix: str
     method: str
@@ -95,7 +102,7 @@ class RunFacts:
     seed: int
     scales: tuple[Scale, ...]
     num_trainable: int
-    num_steps: int
+    num_passes: int
     train_s: float
 
 

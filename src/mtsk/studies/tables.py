@@ -80,7 +80,7 @@ def cost_table(costs: Sequence[Cost]) -> str:
 
 
 def runs_table(results: Results) -> str:
-    """What covers the scales of a row: how many models, and their parameters, steps and minutes together.
+    """What covers the scales of a row: how many models, and their parameters, passes and minutes together.
 
     A model that was trained with several seeds counts once, with the mean of its seeds, so that a row of many models
     and a row of one are compared for one seed.
@@ -94,12 +94,22 @@ def runs_table(results: Results) -> str:
         for run in runs:
             models.setdefault(run.scales, []).append(run)
         num_trainable = sum(_mean(run.num_trainable for run in model) for model in models.values())
-        num_steps = sum(_mean(run.num_steps for run in model) for model in models.values())
+        num_passes = sum(_mean(run.num_passes for run in model) for model in models.values())
         train_s = sum(_mean(run.train_s for run in model) for model in models.values())
         counts = [len(runs), len({run.seed for run in runs}), len(models)]
-        numbers = [f"{num_trainable / 1e6:.2f} M", f"{num_steps:.0f}", f"{train_s / 60:.1f}"]
+        numbers = [f"{num_trainable / 1e6:.2f} M", f"{num_passes:.0f}", f"{train_s / 60:.1f}"]
         lines.append([matrix, *_names(row), *map(str, counts), *numbers])
-    header = ["matrix", "method", "compressor", "runs", "seeds", "models", "trainable parameters", "steps", "minutes"]
+    header = [
+        "matrix",
+        "method",
+        "compressor",
+        "runs",
+        "seeds",
+        "models",
+        "trainable parameters",
+        "LLM passes",
+        "minutes",
+    ]
     return markdown_table(header, lines, num_text_columns=3) if lines else ""
 
 
@@ -122,7 +132,8 @@ def format_difference(estimate: Estimate | None) -> str:
     if estimate is None:
         return MISSING
     interval = f"({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
-    verdict = "" if not estimate.excludes_zero else " worse" if estimate.value > 0 else " better"
+    told = estimate.excludes_zero and estimate.num_seeds > 1  # one seed can't tell a method from its luck
+    verdict = "" if not told else " worse" if estimate.value > 0 else " better"
     return f"{100 * estimate.value:+.1f}{_scatter(estimate)} {interval}{verdict}"
 
 

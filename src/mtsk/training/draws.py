@@ -1,6 +1,7 @@
 """Which scales a training step uses: all of a grid's, or some, drawn so that all processes agree.
 
-One scale per step costs a fraction of all of them, and over many steps has the same expected gradient.
+Drawn uniformly, a step costs a fraction of one with all scales and has the same expected gradient; the other draws
+favour some scales.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mtsk.config import JointStageConfig
 from mtsk.scale import Scale, ScaleGrid
 
 Draw = Callable[[ScaleGrid, int, np.random.Generator], list[Scale]]
@@ -47,3 +49,10 @@ def _some(of: tuple[int, ...], wanted: int, rng: np.random.Generator) -> list[in
 
 
 DRAWS: dict[str, Draw] = {"uniform": uniform, "sandwich": sandwich, "rates": rates}
+
+
+def scales_of_step(config: JointStageConfig, grid: ScaleGrid, seed: int, step: int) -> list[Scale]:
+    """All of the grid's, or as many as configured, a function of seed and step."""
+    if config.scales_per_step is None:
+        return list(grid)
+    return DRAWS[config.draw](grid, config.scales_per_step, np.random.default_rng((seed, step)))

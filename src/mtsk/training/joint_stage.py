@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import nn
 
 from mtsk.config import JointStageConfig
 from mtsk.model.avsr import AvsrModel
-from mtsk.scale import Scale
-from mtsk.training.draws import DRAWS
+from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ, Scale
+from mtsk.training.draws import scales_of_step
 from mtsk.training.objective import backward_scales
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch
+
+FEATURE_S = {"audio": 1.0 / AUDIO_FEATURE_RATE_HZ, "video": 1.0 / VIDEO_FEATURE_RATE_HZ}
+FINE_TOKEN_S = 0.1  # a token of at most so much holds one word, and its projector was warm-started near its end
 
 
 class JointStage:
@@ -43,17 +45,20 @@ class JointStage:
         self.modules: nn.Module = model
 
     def groups(self) -> list[ParameterGroup]:
-        """Adapters (of the lip encoder too) and delimiters; the finest projector of each modality; the others."""
+        """Adapters (of the lip encoder too) and delimiters; projectors of fine rates; those of coarse ones."""
         frozen = () if self._model.config.trains_lips else ("video_encoder.",)
         trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith(frozen)}
-        by_modality = self._model.rate_projectors().items()
-        finest = tuple(f"projectors.{name}.at_rate.{at.rates[0]}." for name, at in by_modality)
-        fine = {n: p for n, p in trained.items() if n.startswith(finest)}
+        fine_rates = [
+            f"projectors.{name}.at_rate.{rate}."
+            for name, at in self._model.rate_projectors().items()
+            for rate in at.rates
+            if rate * FEATURE_S[name] <= FINE_TOKEN_S
+        ]
+        fine = {n: p for n, p in trained.items() if n.startswith(tuple(fine_rates))}
         coarse = {n: p for n, p in trained.items() if n.startswith("projectors.") and n not in fine}
         rest = {n: p for n, p in trained.items() if not n.startswith("projectors.")}
-        magnitudes = {
-            n: rest.pop(n) for n in list(rest) if n.endswith("magnitude_AO")
-        }  # of DoRA; they start far from 0
+        # Magnitudes of DoRA start far from 0, and are not drawn there.
+        magnitudes = {n: rest.pop(n) for n in list(rest) if n.endswith("magnitude_AO")}
         groups = [
             ParameterGroup(rest, self.optim.lr),
             ParameterGroup(magnitudes, self.optim.lr, decay=False),
@@ -67,7 +72,7 @@ class JointStage:
         return self._source.from_step(start_step)
 
     def backward(self, batch: Batch, step: int) -> dict[str, float]:
-        """The mean loss over the step's scales."""
+        """The weighted loss over the step's scales; see `backward_scales`."""
         self._model.train()
         with self._source.accelerator.autocast():
             encoded = self._encoder(batch)
@@ -76,10 +81,7 @@ class JointStage:
 
     def scales(self, step: int) -> list[Scale]:
         """All of the grid's, or as many as configured, drawn by step number so that all processes agree."""
-        wanted = self._config.scales_per_step
-        if wanted is None:
-            return list(self._model.grid)
-        return DRAWS[self._config.draw](self._model.grid, wanted, np.random.default_rng((self._seed, step)))
+        return scales_of_step(self._config, self._model.grid, self._seed, step)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -15,11 +15,21 @@ from accelerate.utils import InitProcessGroupKwargs
 from lhotse import CutSet
 from torch.utils.data import Dataset
 
-from mtsk.config import AugmentConfig, OptimConfig, TrainConfig, from_dict, set_values, to_dict
+from mtsk.config import (
+    AugmentConfig,
+    JointStageConfig,
+    TrainConfig,
+    VideoStageConfig,
+    WarmStartStageConfig,
+    from_dict,
+    set_values,
+    to_dict,
+)
 from mtsk.data.collate import collate
 from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
 from mtsk.device import best_device, has_bf16
+from mtsk.files import write_whole
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.video_encoder import CompactVideoEncoder
 from mtsk.training.alignment import WhisperAligner
@@ -89,10 +99,7 @@ def start_run(config: TrainConfig, out_dir: Path, *, resume: bool) -> None:
         if from_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8"))) != config:
             raise ValueError(f"{path} is of another configuration; choose another folder")
         return
-    out_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def train(
@@ -122,12 +129,19 @@ def train(
             train_cuts = with_word_times(
                 data.train,
                 lambda: WhisperAligner(device=accelerator.device).align,
-                run.out_dir / "word_times.jsonl",
+                _word_times_file(data, run),
                 say=accelerator.print,
             )
         data = replace(data, train=train_cuts)
     units = Units.of_texts((cut.supervisions[0].text for cut in data.train), model.prompts)
     return all(run_stage(stage, run) for stage in _stages(config, model, data, run, units, validator))
+
+
+def _word_times_file(data: TrainingData, run: Run) -> Path:
+    """Where features are shared, word times are too, by the data that they are of."""
+    if run.features_dir is None:
+        return run.out_dir / "word_times.jsonl"
+    return run.features_dir / f"word_times_{data.digest}.jsonl"
 
 
 def _digest(*parts: bytes) -> str:
@@ -162,6 +176,43 @@ def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
             )
 
 
+def _seed_of(config: TrainConfig, name: str) -> int:
+    return zlib.crc32(f"{config.seed} {name}".encode())
+
+
+def _feature_cache(
+    config: TrainConfig, model: AvsrModel, data: TrainingData, run: Run, augment: AugmentConfig
+) -> FeatureCache | None:
+    """Where the features of augmented views are, by all that they depend on; None if they are not kept."""
+    if not config.cache_views:
+        return None
+    lips = [] if model.video_encoder is None else [t.cpu() for t in model.video_encoder.state_dict().values()]
+    modalities = "".join(sorted(set("".join(scale.task for scale in model.grid))))
+    # Word times bound how far a view may be shifted, and those of an unaligned corpus are none.
+    aligned = config.video_encoder is not None or config.warm_start is not None
+    modalities += "" if aligned else " unaligned"
+    what = json.dumps([set_values(config.model.audio), set_values(augment), config.seed, data.digest, modalities])
+    key = _digest(what.encode(), *(tensor.contiguous().numpy().tobytes() for tensor in lips))
+    return FeatureCache((run.features_dir or run.out_dir / "features") / key)
+
+
+def _source(
+    name: str,
+    stage: VideoStageConfig | WarmStartStageConfig | JointStageConfig,
+    cache: FeatureCache | None,
+    config: TrainConfig,
+    data: TrainingData,
+    run: Run,
+) -> BatchSource:
+    """The batches of a stage. The stages that read features share their views, and so what is cached."""
+    views_seed = _seed_of(config, "views" if cache else name)
+    examples = UtteranceDataset(data.train, seed=views_seed, changes=stage.augment, babble=data.babble)
+    dataset: Dataset[Example] = CachedExamples(examples, cache) if cache else examples
+    num_views = config.cache_views if cache else 0
+    seed = _seed_of(config, name)
+    return BatchSource(data.train, dataset, stage.optim.batch_s, seed, num_views, config.num_workers, run.accelerator)
+
+
 def _stages(
     config: TrainConfig,
     model: AvsrModel,
@@ -171,59 +222,32 @@ def _stages(
     validator: Callable[[AvsrModel], dict[str, float]],
 ) -> Iterator[Stage]:
     """One after the other: a stage is built when those before it are done."""
-
-    def seed_of(name: str) -> int:
-        return zlib.crc32(f"{config.seed} {name}".encode())
-
-    def source(name: str, optim: OptimConfig, augment: AugmentConfig, cache: FeatureCache | None) -> BatchSource:
-        # The stages that read features share their views, and so what is cached.
-        views_seed = seed_of("views" if cache else name)
-        examples = UtteranceDataset(data.train, seed=views_seed, changes=augment, babble=data.babble)
-        dataset: Dataset[Example] = CachedExamples(examples, cache) if cache else examples
-        num_views = config.cache_views if cache else 0
-        return BatchSource(
-            data.train, dataset, optim.batch_s, seed_of(name), num_views, config.num_workers, run.accelerator
-        )
-
-    def cache_of(augment: AugmentConfig) -> FeatureCache | None:
-        if not config.cache_views:
-            return None
-        lips = [] if model.video_encoder is None else [t.cpu() for t in model.video_encoder.state_dict().values()]
-        modalities = "".join(sorted(set("".join(scale.task for scale in model.grid))))
-        # Word times bound how far a view may be shifted, and those of an unaligned corpus are none.
-        aligned = config.video_encoder is not None or config.warm_start is not None
-        modalities += "" if aligned else " unaligned"
-        what = json.dumps([set_values(config.model.audio), set_values(augment), config.seed, data.digest, modalities])
-        key = _digest(what.encode(), *(tensor.contiguous().numpy().tobytes() for tensor in lips))
-        return FeatureCache((run.features_dir or run.out_dir / "features") / key)
-
     if config.video_encoder is not None and model.video_encoder is not None:
-        stage = config.video_encoder
         yield VideoStage(
-            stage,
+            config.video_encoder,
             model.video_encoder,
             model.audio_encoder,
             units,
             model.prompts,
-            source=source(VideoStage.name, stage.optim, stage.augment, None),
+            source=_source(VideoStage.name, config.video_encoder, None, config, data, run),
             dev=data.dev_batches,
         )
         model.video_encoder.requires_grad_(False).eval()
     if config.warm_start is not None:
-        cache = cache_of(config.warm_start.augment)
+        cache = _feature_cache(config, model, data, run, config.warm_start.augment)
         yield WarmStartStage(
             config.warm_start,
             model,
             units,
-            source=source(WarmStartStage.name, config.warm_start.optim, config.warm_start.augment, cache),
+            source=_source(WarmStartStage.name, config.warm_start, cache, config, data, run),
             encoder=Encoder(model, cache),
             dev=data.dev_batches,
         )
-    cache = cache_of(config.joint.augment)
+    cache = _feature_cache(config, model, data, run, config.joint.augment)
     yield JointStage(
         config.joint,
         model,
-        source=source(JointStage.name, config.joint.optim, config.joint.augment, cache),
+        source=_source(JointStage.name, config.joint, cache, config, data, run),
         encoder=Encoder(model, cache),
         seed=config.seed,
         validator=validator,

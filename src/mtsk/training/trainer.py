@@ -54,7 +54,7 @@ class Run:
     seed: int
     save_every: int
     stop_after: int | None = None  # for tests: end each stage's loop after so many steps, saved, as if interrupted
-    features_dir: Path | None = None  # of cached features, which runs may share; None: in `out_dir`
+    features_dir: Path | None = None  # of cached features and word times, which runs may share; None: in `out_dir`
 
     def seed_step(self, stage: str, step: int) -> None:
         """Seeds what the step draws (dropout), so that it does not depend on the steps before."""

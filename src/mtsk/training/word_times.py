@@ -1,9 +1,8 @@
-"""Word times for utterances that came without: aligned once, and kept in a file of the run."""
+"""Word times for utterances that came without: aligned once, and kept in a file."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from mtsk.files import write_whole
 from mtsk.training.alignment import MAX_DURATION_S
 from mtsk.types import Word
 
@@ -50,6 +50,7 @@ def with_word_times(
     todo = [cut for cut in usable if _key(cut) not in known]
     if todo:
         align = make_align()
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for cut in track(todo, "aligning words", console=Console(stderr=True)):
                 known[_key(cut)] = _align(cut, align)
@@ -111,7 +112,5 @@ def _read(path: Path) -> dict[_Key, tuple[Word, ...]]:
             break
         known[values["id"], values["text"]] = tuple(Word(*word) for word in values["words"])
     if rest:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text("".join(_line(*entry) for entry in known.items()), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, "".join(_line(*entry) for entry in known.items()))
     return known

@@ -77,8 +77,12 @@ class Corpus:
     sources: tuple[Source, ...]
     notes: tuple[str, ...] = ()
     """What a reader of results has to know, e.g. that the split was made here."""
+    prefix: str = ""
+    """What the names of its utterances start with, and those of no other corpus: what a prepared folder has of that
+    name and `sources` lack leaves the manifests. Empty: its names could be anybody's, and all that is there stays."""
 
     def __post_init__(self) -> None:
+        assert all(source.id.startswith(self.prefix) for source in self.sources)
         twice = [id for id, count in Counter(source.id for source in self.sources).items() if count > 1]
         if twice:
             raise ValueError(f"{len(twice)} utterance names occur twice, e.g. {twice[:3]}: every name must be unique")

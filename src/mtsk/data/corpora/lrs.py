@@ -96,7 +96,7 @@ def list_sources(
             f"LRS3 has no validation set: {num_clips} clips of {num_talkers} talkers of trainval, chosen by a hash of "
             "their names, are dev"
         )
-    return Corpus(tuple(kept), (*notes, *lost, *check_landmarks(landmarks, kept)))
+    return Corpus(tuple(kept), (*notes, *lost, *check_landmarks(landmarks, kept)), f"{corpus}_")
 
 
 def parse_clip(script: str) -> tuple[Piece, ...]:

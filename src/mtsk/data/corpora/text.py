@@ -9,6 +9,11 @@ import unicodedata
 _NOISE_MARKS = re.compile(r"\{\s*(?:ns|lg|br|cg|ls|sl|sil|sp)\s*\}")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WORD = re.compile(r"[^\W_][\w']*|'+\w[\w']*")
+_DECIMAL = re.compile(r"(?<=\d)\.(?=\d)")
+_ELIDED_BEFORE = re.compile(
+    r"cause|cos|coz|cuz|till?|bout|round|fore|em|er|im|tis|twas|twere|twill|kay|n|s|m|d|t|re|ve|ll|\d0s"
+)
+_ELIDED_AFTER = re.compile(r"\w*(?:s|in)|ol?|lil")
 _APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "`": "'"})
 
 
@@ -18,9 +23,13 @@ def plain_text(text: str) -> str:
     - Capitals become small, as in the papers' `lower().split()`; LRS writes capitals alone.
     - Punctuation becomes a space, and a comma within a number nothing. LRS has none; VoxCeleb2's transcripts, made by
       a recogniser, do. (auto-avsr deletes it instead, so that "well-known" is one word there and two here.)
-    - Apostrophes within or before a word stay ("don't", "'cause"), as LRS has them; quotes around a word go.
+    - Apostrophes within a word stay ("don't"), as LRS has them; quotes around a word go. One before a word stays where
+      it is of a short list such as "'cause", "'til", "'em" or a decade, "'90s"; one after it where the word ends in s
+      ("the dogs' tails") or in ("goin'"), or is "o'", "ol'" or "lil'"; others are quotes, and go. Each word is looked
+      at alone, so that a table of words gets the spelling of its text: of 'lay two cups' the last quote stays.
     - Digits stay. LRS3 spells most numbers out, and writes some, such as years, in digits. Papers score them as they
-      are, so that "20" for "twenty" is an error, and so it is here.
+      are, so that "20" for "twenty" is an error, and so it is here. A point between digits becomes the word that is
+      said in "3.5", "3 point 5", though not in every price or time of day.
     - Braces go, and what they hold stays, as in auto-avsr. The exception is a mark of noise such as `{NS}` or `{LG}`,
       which nobody said: it is dropped, where auto-avsr keeps "ns" as a word.
 
@@ -30,11 +39,14 @@ def plain_text(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
     text = _THOUSANDS.sub("", _NOISE_MARKS.sub(" ", text)).replace("_", " ")
-    words = (_unquoted(word) for word in _WORD.findall(text))
-    return " ".join(word for word in words if word)
+    return " ".join(_unquoted(word) for word in _WORD.findall(_DECIMAL.sub(" point ", text)))
 
 
 def _unquoted(word: str) -> str:
-    if word.startswith("'") and word.endswith("'"):
-        return word.strip("'")
-    return re.sub("'+", "'", word)
+    bare = re.sub("'+", "'", word.strip("'"))
+    opens, closes = word.startswith("'"), word.endswith("'")
+    if opens and not closes and _ELIDED_BEFORE.fullmatch(bare):
+        return f"'{bare}"
+    if closes and not opens and _ELIDED_AFTER.fullmatch(bare):
+        return f"{bare}'"
+    return bare

@@ -60,7 +60,7 @@ def list_sources(src: Path, table: Path, *, only: Path | None = None, landmarks:
     sources = tuple(_source(src, clip, members, landmarks) for clip, members in pieces.items())
     notes = [f"{num_left_out} rows are of clips that {only} does not name"] if num_left_out else []
     notes += [f"{num_silent} rows have no text and were left out"] if num_silent else []
-    return Corpus(sources, (*notes, *check_landmarks(landmarks, sources)))
+    return Corpus(sources, (*notes, *check_landmarks(landmarks, sources)), "vox2_")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
