@@ -34,6 +34,7 @@ from mtsk.data.noise import Babble
 from mtsk.device import best_device, has_bf16
 from mtsk.evaluation.grid import NO_INPUT, evaluate
 from mtsk.evaluation.wer import word_errors
+from mtsk.files import write_whole
 from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ, Scale
 from mtsk.studies.plan import Cell, Plan, Run, read_plan
 from mtsk.studies.report import write_report
@@ -168,7 +169,10 @@ class _Runner:
         finally:
             if self.accelerator.is_main_process:
                 before_s = _read(folder / "facts.json", _Facts).train_s if (folder / "facts.json").exists() else 0.0
-                _write(folder / "facts.json", _Facts(num_trainable, before_s + time.perf_counter() - started_s))
+                write_whole(
+                    folder / "facts.json",
+                    json.dumps(to_dict(_Facts(num_trainable, before_s + time.perf_counter() - started_s))) + "\n",
+                )
         if self.accelerator.is_main_process:
             stages = [path for path in (folder / "stages").iterdir() if path.stem != "joint"]
             for path in stages:
@@ -200,7 +204,7 @@ class _Runner:
                 counts = tuple(each.total for each in errors), tuple(each.words for each in errors)
                 if row.name != NO_INPUT or row.snr_db == cell.snrs_db[0]:
                     readings.append(_Reading(row.scale, row.snr_db, *counts))
-            _write(path, _Readings(tuple(readings)))
+            write_whole(path, json.dumps(to_dict(_Readings(tuple(readings)))) + "\n")
         return True
 
     def results(self) -> Results:
@@ -264,10 +268,7 @@ def _require_same_data(path: Path, digests: dict[str, str]) -> None:
             problem = f"{path.parent} holds runs on another {name} than that of this corpus"
             raise ValueError(f"{problem}; delete it, or choose another folder")
     if known != {**known, **digests}:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**known, **digests}) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, json.dumps({**known, **digests}) + "\n")
 
 
 def _require_tokens(plan: Plan, split: str, cuts: CutSet) -> None:
@@ -315,9 +316,3 @@ def _copy(source: Path, target: Path) -> None:
 
 def _read(path: Path, wanted: type[T]) -> T:
     return from_dict(wanted, json.loads(path.read_text(encoding="utf-8")))
-
-
-def _write(path: Path, values: object) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(to_dict(values)) + "\n", encoding="utf-8")
-    temporary.replace(path)

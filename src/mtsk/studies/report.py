@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
+from mtsk.files import write_whole
 from mtsk.studies.figures import cost_figure, snr_figure, styles, wer_figure
-from mtsk.studies.results import Block, Results, blocks, write_whole
+from mtsk.studies.results import Block, Results, blocks
 from mtsk.studies.tables import cost_table, difference_table, runs_table, setting_table, snr_table, wer_table
 
 TABLES_FILE = "tables.md"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtsk.config import from_dict, to_dict
 from mtsk.evaluation.wer import CONFIDENCE
+from mtsk.files import write_whole
 from mtsk.scale import Scale
 
 REFERENCE = "independent"  # the method that the others are compared with: one model per scale
@@ -182,17 +182,6 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside the old one and swaps them, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A WER, or a difference of two, as a fraction, with its 95 % interval over utterances.
@@ -335,7 +324,10 @@ def _block(results: Results, matrix: str) -> Block:
     measured = [each for each in results.measured if each.matrix == matrix]
     runs = [each for each in results.runs if each.matrix == matrix]
     rows = distinct_rows(measured, runs)
-    scales = {each.scale for each in measured if each.scale is not None} | {s for run in runs for s in run.scales}
+    scales = {each.scale for each in measured if each.scale is not None}
+    found = {Row(each.method, each.compressor) for each in measured}
+    # A model may be trained at more scales than a matrix looks at; they count only while nothing else is known.
+    scales |= {s for run in runs if Row(run.method, run.compressor) not in found for s in run.scales}
     snrs_db = sorted({each.snr_db for each in measured}, key=lambda snr: -math.inf if snr is None else -snr)
     by_cell: dict[tuple[Row, Scale | None, float | None], list[Measured]] = {}
     for each in measured:
