@@ -349,6 +349,9 @@ def _describe(error: BaseException, wanted: type | None) -> str:
         return str(error)
     if isinstance(error, AttributeError):
         return "a table of keys and values is needed"
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        allowed = ", ".join(each.name for each in fields(error.cl))
+        return f"unknown key ({', '.join(sorted(error.extra_fields))}), allowed are {allowed}"
     description = format_exception(error, wanted)
     return f"{description}: {error}" if isinstance(error, ValueError) else description
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 from mtsk.config import (
@@ -51,5 +52,6 @@ def get_recipe(name: str) -> TrainConfig:
         ValueError: naming the recipes there are.
     """
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
+        near = difflib.get_close_matches(name, RECIPES, n=5) or list(RECIPES)[:5]
+        raise ValueError(f"no recipe {name!r}; there are {', '.join(near)} and others: mtsk train --list shows all")
     return RECIPES[name]()

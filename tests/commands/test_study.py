@@ -159,7 +159,9 @@ def test_equal_runs_are_trained_once_and_early_stages_are_shared(finished: Path)
     assert len(runs) == NUM_RUNS
     facts = {(r["matrix"], r["method"], *r["scales"]): r for r in results["runs"]}
     assert facts["AVSR", "training-free", "a4v2"]["train_s"] == facts["AVSR", "independent", "a4v2"]["train_s"]
-    assert all(run["num_trainable"] > 0 and run["num_passes"] == NUM_STEPS * len(run["scales"]) for run in results["runs"])
+    assert all(
+        run["num_trainable"] > 0 and run["num_passes"] == NUM_STEPS * len(run["scales"]) for run in results["runs"]
+    )
     starts = list((finished / "runs" / "starts").iterdir())
     assert len(starts) == NUM_RUNS  # no two of these have the same scales
     shared = {(start / "warm_start.safetensors").read_bytes() for start in starts}

@@ -58,9 +58,9 @@ def test_the_line_of_the_deepest_part_that_is_there(tmp_path: Path, place: tuple
         ("plain", 9),
         ("wrong @ $.joint.draw", 11),
         ("wrong @ $.joint; another @ $.joint.draw", 10),
-        ("extra fields found (weights) @ $.joint", 10),
-        ("extra fields found (draw, weights) @ $.joint", 11),
-        ("extra fields found (colour) @ $.joint", 10),
+        ("unknown key (weights) @ $.joint", 10),
+        ("unknown key (draw, weights) @ $.joint", 11),
+        ("unknown key (colour) @ $.joint", 10),
         ("wrong @ $", 9),
     ],
 )
@@ -75,8 +75,8 @@ def test_an_error_gets_the_line_of_the_place_that_it_names(tmp_path: Path, said:
 
 def test_unknown_keys_with_dashes_and_places_in_lists_are_found(tmp_path: Path) -> None:
     file = YamlFile.read(_write(tmp_path, "list:\n  - a: 1\n  - a: 1\n    my-key: 2\n"))
-    with pytest.raises(ValueError, match=r":4: extra"), file.located():
-        raise ValueError("extra fields found (my-key) @ $.list[1]")
+    with pytest.raises(ValueError, match=r":4: unknown key"), file.located():
+        raise ValueError("unknown key (my-key) @ $.list[1]")
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:

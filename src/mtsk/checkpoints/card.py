@@ -56,8 +56,10 @@ class Card:
         """The README.md of a checkpoint.
 
         Raises:
-            ValueError: if there is no such `wer.json`, or it is none of ours.
+            ValueError: if there is no such `wer.json`, it is none of ours, or `data` is told without one.
         """
+        if self.data is not None and self.wer is None:
+            raise ValueError(f"data={self.data!r} says what error rates were measured on; give them too, as wer=FOLDER")
         rows = [] if self.wer is None else _read_wer(self.wer)
         parts = (
             f"# {self.title}",
@@ -226,6 +228,10 @@ def _named(source: str, record: Record) -> str:
 
 def _read_wer(path: Path) -> list[dict[str, Any]]:
     path = path / WER_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"wer={str(path)!r}: no such file; it is a folder that `mtsk evaluate` wrote, or its {WER_FILE}"
+        )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 import mtsk
 from mtsk.checkpoints.shapes import load_cost_model, shape_model
-from mtsk.checkpoints.store import WEIGHTS_FILE, read_record
+from mtsk.checkpoints.store import WEIGHTS_FILE, base_sources, read_record
 from mtsk.config import ModelConfig
 from mtsk.model.cost import STAGES, paper_llm_flops, paper_num_tokens
 from mtsk.recipes import RECIPES, get_recipe
@@ -23,7 +23,7 @@ def run(model: str, duration_s: float | None) -> int:
     """
     if duration_s is not None and duration_s <= 0:
         raise ValueError(f"--duration {duration_s:g}: more than 0 s is needed")
-    config = get_recipe(model).model if model in RECIPES else _describe_checkpoint(mtsk.model_folder(model))
+    config = _describe(model)
     print(f"  compression      {config.compression}")
     lora = config.lora
     kind = ("rank-stabilised " if lora.rank_stabilized else "") + lora.variant
@@ -36,6 +36,18 @@ def run(model: str, duration_s: float | None) -> int:
     if duration_s is not None:
         _print_costs(config, duration_s)
     return 0
+
+
+def _describe(model: str) -> ModelConfig:
+    """Prints what is special to a checkpoint, or to a recipe; a name that stands for both is the checkpoint's."""
+    try:
+        return _describe_checkpoint(mtsk.model_folder(model))
+    except ValueError:
+        if model not in RECIPES:
+            raise
+    config = get_recipe(model).model
+    print(f"{model}, a recipe\n  base models      {', '.join(base_sources(config))}")
+    return config
 
 
 def _describe_checkpoint(folder: Path) -> ModelConfig:
@@ -76,7 +88,9 @@ def _print_costs(config: ModelConfig, duration_s: float) -> None:
         weights = [f"{cost.stages[name].weight_bytes / 1e6:.1f}" for name in STAGES]
         table.add_row(str(cost.scale), *weights, f"{cost.stages['decode'].cache_bytes / 1e6:.1f}")
     console.print(table)
-    console.print("As Table 4 of the paper counts: the language model alone, nothing written")
+    console.print(
+        "As Table 4 of the paper counts: the language model alone, nothing written, 7 tokens beside the media"
+    )
     table = Table()
     for name in ("scale", "tokens", "TFLOPs"):
         table.add_column(name, justify="right")

@@ -12,5 +12,7 @@ def run() -> int:
     width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
         function = recipe.func if isinstance(recipe, functools.partial) else recipe
-        print(f"{name:<{width}}  {(function.__doc__ or '').strip().splitlines()[0]}")
+        told = ", ".join(str(value) for value in recipe.args) if isinstance(recipe, functools.partial) else ""
+        first = (function.__doc__ or "").strip().splitlines()[0]
+        print(f"{name:<{width}}  {first}" + (f" [{told}]" if told else ""))
     return 0

@@ -60,7 +60,7 @@ class YamlFile:
             steps = _STEP.findall(inner[1].rstrip(";")) if inner else []
             named = tuple(int(index) if index else key for key, index in steps)
             # A key that should not be there is named in the text, not in the place.
-            unknown = re.search(r"extra fields found \(([^,)]+)", str(error))
+            unknown = re.search(r"unknown key \(([^,)]+)", str(error))
             raise self.error(str(error), *place, *named, *((unknown[1],) if unknown else ())) from error
 
     def _line(self, place: Place) -> int:
