@@ -13,6 +13,10 @@ from mtsk.scale import Scale, ScaleGrid
 
 T = TypeVar("T")
 
+Untrained = Literal["refuse", "pool", "between"]
+"""What to do at a scale that was not trained: refuse it; average the tokens of the nearest finer trained scale (the
+training-free baseline of the paper); or compress to its rates and let the projectors of the rates around it read."""
+
 
 def _require(holds: bool, name: str, given: object, allowed: str) -> None:
     if not holds:

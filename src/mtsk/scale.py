@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 AUDIO_FEATURE_RATE_HZ = 50  # Whisper encoder: 16 kHz / 160-sample hop / 2
 VIDEO_FEATURE_RATE_HZ = 25  # one feature per video frame
+FEATURE_S = {"audio": 1.0 / AUDIO_FEATURE_RATE_HZ, "video": 1.0 / VIDEO_FEATURE_RATE_HZ}
 
 _MAX_RATES = 100  # of a range
 

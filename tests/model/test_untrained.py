@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsk.config import ProjectorConfig
+from mtsk.config import ProjectorConfig, Untrained
 from mtsk.inference.engine import Engine
 from mtsk.model.audio_encoder import WhisperAudioEncoder
-from mtsk.model.avsr import AvsrModel, Reading, Untrained
+from mtsk.model.avsr import AvsrModel, Reading
 from mtsk.model.compress import average, average_tokens
 from mtsk.model.fusion import IGNORED
 from mtsk.scale import Scale

@@ -13,13 +13,13 @@ from rich.console import Console
 
 import mtsk
 from mtsk.checkpoints.sources import resolve
+from mtsk.config import Untrained
 from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
 from mtsk.evaluation.grid import evaluate
 from mtsk.evaluation.peers import WhisperPeer
 from mtsk.evaluation.report import have_slots, print_slots, print_table, write_report
 from mtsk.inference.engine import Engine
-from mtsk.model.avsr import Untrained
 from mtsk.scale import Scale
 from mtsk.types import Example
 

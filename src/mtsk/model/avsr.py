@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from mtsk.config import ModelConfig
+from mtsk.config import ModelConfig, Untrained
 from mtsk.model.adapters import AdapterBank
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.compress import COMPRESSORS, average_tokens
@@ -24,10 +23,6 @@ from mtsk.model.projector import RateProjectors
 from mtsk.model.video_encoder import VideoEncoder
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import Batch, Features
-
-Untrained = Literal["refuse", "pool", "between"]
-"""What to do at a scale that was not trained: refuse it; average the tokens of the nearest finer trained scale (the
-training-free baseline of the paper); or compress to its rates and let the projectors of the rates around it read."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from typing import Any, Literal, cast
 
 import cattrs.gen
 
-from mtsk.config import CONVERTER, CompactVideoConfig, TrainConfig, from_dict, set_values, to_dict
+from mtsk.config import CONVERTER, CompactVideoConfig, TrainConfig, Untrained, from_dict, set_values, to_dict
 from mtsk.recipes import get_recipe
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.studies.yaml_lines import Place, YamlFile
 
-Untrained = Literal["refuse", "pool", "between"]
 TrainedAt = Literal["all", "each", "finest"] | tuple[Scale, ...]
 SnrDb = float | Literal["clean"]
 
@@ -39,7 +38,7 @@ class Method:
     trained_at: TrainedAt = "all"
     """`all` scales of the matrix together, `each` alone, the `finest` alone, or a list of scales."""
     untrained: Untrained = "refuse"
-    """How a scale is read that was not trained; see `mtsk.model.avsr.Untrained`."""
+    """How a scale is read that was not trained; see `mtsk.config.Untrained`."""
     set: dict[str, Any] = field(default_factory=dict)
     """Changes of the recipe, as in the study."""
 

@@ -9,14 +9,13 @@ from torch import nn
 
 from mtsk.config import JointStageConfig
 from mtsk.model.avsr import AvsrModel
-from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ, Scale
+from mtsk.scale import FEATURE_S, Scale
 from mtsk.training.draws import scales_of_step
 from mtsk.training.objective import backward_scales
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch
 
-FEATURE_S = {"audio": 1.0 / AUDIO_FEATURE_RATE_HZ, "video": 1.0 / VIDEO_FEATURE_RATE_HZ}
 FINE_TOKEN_S = 0.1  # a token of at most so much holds one word, and its projector was warm-started near its end
 
 

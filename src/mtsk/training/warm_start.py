@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from mtsk.config import WarmStartStageConfig
 from mtsk.model.avsr import AvsrModel, Encoded
-from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ
+from mtsk.scale import FEATURE_S
 from mtsk.training.labels import TimedLabels, Units, greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch, Features
 
-_FEATURE_S = {"audio": 1.0 / AUDIO_FEATURE_RATE_HZ, "video": 1.0 / VIDEO_FEATURE_RATE_HZ}
 _LOGIT_SCALE_LR_FACTOR = 5.0
 
 
@@ -95,7 +94,7 @@ class WarmStartStage:
         figures = {"tokens": 0.0}
         total = torch.zeros((), device=self._model.device)
         for (name, rate), (logits_BKC, tokens) in read.items():
-            window_s = _FEATURE_S[name] * rate
+            window_s = FEATURE_S[name] * rate
             labels = self._labels(batch, tokens, window_s)
             loss = labels.share_loss(logits_BKC)
             if window_s <= self._config.ctc_max_token_s:
