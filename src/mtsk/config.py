@@ -68,6 +68,25 @@ class AvHubertConfig:
 
 
 @dataclass(frozen=True)
+class ContextConfig:
+    """Transformer layers with a depthwise convolution, between the encoder and the compression (model/context.py)."""
+
+    num_layers: int = 2
+    num_heads: int = 8
+    hidden: int = 2048
+    """Width of the layers' perceptrons."""
+    kernel: int = 15
+    """Features that the convolution sees."""
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "hidden"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.kernel % 2 == 1, "kernel", self.kernel, "an odd number")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
 class ProjectorConfig:
     """Compressed features -> LLM embeddings: Linear, ReLU, Linear, with optional normalisation on either side.
 
@@ -83,6 +102,8 @@ class ProjectorConfig:
     video_rates: tuple[int, ...] | None = None
     video_output_norm: bool | None = None
     """For lips, where it is not as `output_norm` says."""
+    audio_context: ContextConfig | None = None
+    """Layers that the features of sound go through first, once for all rates."""
 
     def __post_init__(self) -> None:
         for name, rates in self.rates.items():
@@ -135,6 +156,26 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class CtcConfig:
+    """Heads that read characters from the features of sound and of lips (model/ctc.py)."""
+
+    alphabet: str = " 'abcdefghijklmnopqrstuvwxyz0123456789"
+    hidden: int = 192
+    num_layers: int = 2
+    kernel: int = 5
+    """Features that a convolution sees."""
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        distinct = len(set(self.alphabet)) == len(self.alphabet) and " " in self.alphabet
+        _require(distinct, "ctc.alphabet", self.alphabet, "distinct characters, a space among them")
+        for name in ("hidden", "num_layers"):
+            _require(getattr(self, name) >= 1, f"ctc.{name}", getattr(self, name), "1 or more")
+        _require(self.kernel % 2 == 1, "ctc.kernel", self.kernel, "an odd number")
+        _require(0 <= self.dropout < 1, "ctc.dropout", self.dropout, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the shape of a model. Stored in its checkpoint."""
 
@@ -152,6 +193,8 @@ class ModelConfig:
     """The LLM's token embeddings are multiplied by this, and its output head where it is the same table."""
     llm_bits: Literal[4, 8] | None = None
     """Quantise the LLM's linear layers as they are loaded, to NF4 or to 8-bit integers, by the package bitsandbytes."""
+    ctc: CtcConfig | None = None
+    """Heads for drafts, word times and confidences; None: no such heads."""
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -248,6 +291,8 @@ class WarmStartStageConfig:
     ctc_weight: float = 0.3
     ctc_max_token_s: float = 0.1
     """CTC only where a token covers at most this much time: coarser tokens are fewer than the words need."""
+    classes: Literal["texts", "vocabulary"] = "texts"
+    """What is told apart: the tokens that occur in the training texts, or all that the LLM has."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +329,17 @@ class JointStageConfig:
 
 
 @dataclass(frozen=True)
+class CtcStageConfig:
+    """Stage 4: the character heads alone, on features that are what they are; nothing else learns from it."""
+
+    optim: OptimConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    frame_weight: float = 1.0
+    """Of the cross-entropy against word times, a word's characters spread over its time: it keeps the times honest."""
+    ctc_weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run: model, stages, and what they share."""
 
@@ -293,20 +349,33 @@ class TrainConfig:
     video_encoder: VideoStageConfig | None = None
     lips_from: str | None = None
     """A model of this package, or a checkpoint folder, whose lip encoder is used as it is instead of training one."""
+    ctc: CtcStageConfig | None = None
+    onto: str | None = None
+    """A model of this package, or a checkpoint folder, that gets the character heads: only their stage is run, all
+    other weights stay as they are there."""
     seed: int = 1
     cache_views: int = 0
     """Augmented views per utterance whose frozen features are cached on disk; 0: fresh views, nothing cached."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """How often an epoch has the utterances whose name begins so, such as those of a small corpus beside a large one;
+    each time is another view. What is not named comes once."""
     save_every: int = 100
     num_workers: int = 0
 
     def __post_init__(self) -> None:
         _require(self.save_every >= 1, "save_every", self.save_every, "1 or more")
+        for name, times in self.repeats.items():
+            _require(times >= 1, f"repeats.{name}", times, "1 or more")
         for name in ("seed", "cache_views", "num_workers"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         cached = self.cache_views if self.model.trains_lips else 0
         _require(not cached, "cache_views", cached, "0 where the lip encoder is trained (model.video.lora_rank)")
         both = self.lips_from if self.video_encoder is not None else None
         _require(both is None, "lips_from", both, "null beside video_encoder, the stage that trains a lip encoder")
+        heads = "null without model.ctc, and the stage that trains the heads with it"
+        _require((self.ctc is None) == (self.model.ctc is None), "ctc", self.ctc, heads)
+        onto = self.onto if self.ctc is None else None
+        _require(onto is None, "onto", onto, "null without ctc, the stage that trains the character heads")
         weighable = {name for scale in self.model.grid for name in (str(scale), scale.task)}
         odd = set(self.joint.weights) - weighable
         _require(not odd, "joint.weights", sorted(odd), f"the scales and tasks of the model, {sorted(weighable)}")

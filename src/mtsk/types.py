@@ -28,6 +28,13 @@ class Word:
     text: str
     start_s: float
     end_s: float
+    confidence: float | None = None
+    """From 0 to 1; None where nothing estimated it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; times in seconds, to a millisecond."""
+        times = {"start": round(self.start_s, 3), "end": round(self.end_s, 3)}
+        return {"word": self.text, **times, "confidence": _rounded(self.confidence)}
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,38 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording that was decoded in one pass. Times count from the start of the recording."""
+
+    start_s: float
+    end_s: float
+    text: str
+    scale: Scale  # the scale that was used
+    num_tokens: int  # LLM tokens that the media became
+    words: tuple[Word, ...] = ()  # in order of time; empty where nothing aligned them
+    confidence: float | None = None  # from 0 to 1, that the text is right; None where nothing estimated it
+    alternatives: tuple[str, ...] = ()  # the next best texts, best first; of beam search
+
+    def to_dict(self, id: int, *, words: bool = False) -> dict[str, Any]:
+        """Plain values, for JSON, under the names that openai-whisper gives them; times in seconds, to a millisecond.
+
+        Args:
+            id: which segment of the recording it is.
+            words: whether to include them.
+        """
+        plain = {
+            "id": id,
+            "start": round(self.start_s, 3),
+            "end": round(self.end_s, 3),
+            "text": self.text,
+            "scale": str(self.scale),
+            "num_tokens": self.num_tokens,
+            "confidence": _rounded(self.confidence),
+        }
+        return plain | {"words": [word.to_dict() for word in self.words]} if words else plain
+
+
+@dataclass(frozen=True)
 class Transcript:
     """What was said in one input at one scale, and what it cost."""
 
@@ -113,9 +152,10 @@ class Transcript:
     duration_s: float
     seconds: dict[str, float]  # stage -> wall time: media, encode, decode
     warnings: tuple[str, ...] = field(default=())
+    segments: tuple[Segment, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+    def to_dict(self, *, words: bool = False) -> dict[str, Any]:
+        """Plain values, for JSON; segments have their words only if `words` is set."""
         return {
             "text": self.text,
             "scale": str(self.scale),
@@ -123,6 +163,7 @@ class Transcript:
             "duration_s": round(self.duration_s, 3),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
             "warnings": list(self.warnings),
+            "segments": [segment.to_dict(id, words=words) for id, segment in enumerate(self.segments)],
         }
 
 
@@ -132,3 +173,7 @@ class FaceModels:
 
     detection: Path
     landmarks: Path
+
+
+def _rounded(confidence: float | None) -> float | None:
+    return None if confidence is None else round(confidence, 4)

@@ -63,8 +63,8 @@ def test_the_shipped_recipe_draws_as_it_was_trained() -> None:
     stage = JointStage(config.joint, model, source=None, encoder=None, seed=1, validator=lambda _: {})  # type: ignore[arg-type]
     for step in range(50):
         drawn = np.random.default_rng((1, step)).choice(8, 4, replace=False)
-        assert stage.scales(step) == [scales[i] for i in sorted(drawn)]
-    known = [" ".join(map(str, stage.scales(step))) for step in range(3)]
+        assert stage.scales(step, stage._model.grid) == [scales[i] for i in sorted(drawn)]
+    known = [" ".join(map(str, stage.scales(step, stage._model.grid))) for step in range(3)]
     assert known == ["v2 v5 a4v5 a16v5", "a16 v2 a4v2 a16v2", "v2 v5 a16v2 a16v5"]
 
 
@@ -138,10 +138,10 @@ def test_the_stage_draws_as_configured(draw: str) -> None:
     model = tiny_model(scales=JOINT)
     stage = JointStage(config, model, source=None, encoder=None, seed=9, validator=lambda _: {})  # type: ignore[arg-type]
     for step in (0, 7):
-        assert stage.scales(step) == DRAWS[draw](JOINT, 2, _rng(9, step))
+        assert stage.scales(step, stage._model.grid) == DRAWS[draw](JOINT, 2, _rng(9, step))
     everything = replace(config, scales_per_step=None)
     stage = JointStage(everything, model, source=None, encoder=None, seed=9, validator=lambda _: {})  # type: ignore[arg-type]
-    assert stage.scales(0) == list(JOINT)
+    assert stage.scales(0, stage._model.grid) == list(JOINT)
 
 
 def test_the_mean_gradient_of_uniform_draws_is_that_of_all_scales(accelerator: Accelerator) -> None:

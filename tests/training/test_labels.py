@@ -36,11 +36,18 @@ def _laid_out(spoken_words: list[tuple[int, int, list[int]]]) -> tuple[list[Word
     return words, classes, at_ms
 
 
+def _dense(shares: dict[tuple[int, int], float], num_windows: int) -> np.ndarray:
+    shares_KC = np.zeros((num_windows, NUM_CLASSES))
+    for place, share in shares.items():
+        shares_KC[place] = share
+    return shares_KC
+
+
 @settings(deadline=None, max_examples=100)
 @given(spoken, st.sampled_from([20, 40, 80, 320]), st.integers(0, 30))
 def test_shares_are_counted_milliseconds(spoken_words, window_ms: int, num_windows: int) -> None:
     words, classes, at_ms = _laid_out(spoken_words)
-    shares_KC = window_shares(words, classes, num_windows, window_ms / 1000, NUM_CLASSES)
+    shares_KC = _dense(window_shares(words, classes, num_windows, window_ms / 1000), num_windows)
     at_ms = (at_ms + [BLANK] * num_windows * window_ms)[: num_windows * window_ms]
     expected = np.zeros((num_windows, NUM_CLASSES))
     for ms, number in enumerate(at_ms):
@@ -54,13 +61,13 @@ def test_shares_are_counted_milliseconds(spoken_words, window_ms: int, num_windo
 def test_every_token_gets_its_time(spoken_words, window_s: float) -> None:
     words, classes, at_ms = _laid_out(spoken_words)
     num_windows = int(len(at_ms) / 1000 / window_s) + 1
-    time_C = window_shares(words, classes, num_windows, window_s, NUM_CLASSES).sum(axis=0) * window_s
+    time_C = _dense(window_shares(words, classes, num_windows, window_s), num_windows).sum(axis=0) * window_s
     np.testing.assert_allclose(time_C[1:], np.bincount(at_ms, minlength=NUM_CLASSES)[1:] / 1000, atol=1e-4)
 
 
 def test_words_that_overlap_share() -> None:
     words = [Word("a", 0.0, 0.04), Word("b", 0.0, 0.04)]
-    np.testing.assert_allclose(window_shares(words, [[1], [2]], 1, 0.04, 3), [[0.0, 0.5, 0.5]])
+    assert window_shares(words, [[1], [2]], 1, 0.04) == {(0, 1): 0.5, (0, 2): 0.5}
 
 
 def test_units_are_the_tokens_of_the_texts() -> None:
@@ -69,6 +76,7 @@ def test_units_are_the_tokens_of_the_texts() -> None:
     assert [UNITS.token_ids[number - 1] for number in sequence] == PROMPTS.target(text)[:-1]
     assert UNITS.num_classes == len(UNITS.token_ids) + 1
     assert BLANK not in sequence
+    assert Units.of_vocabulary(PROMPTS).num_classes == PROMPTS.vocabulary.size + 1
     assert Units.of_texts(["bin"], PROMPTS).sequence("bin zzz bin", PROMPTS) == [
         *Units.of_texts(["bin"], PROMPTS).sequence("bin", PROMPTS) * 2
     ]
@@ -91,11 +99,18 @@ def _labels(window_s: float = 0.04) -> tuple[TimedLabels, list[int]]:
     return TimedLabels.of(words, texts, UNITS, PROMPTS, lengths=lengths, window_s=window_s), lengths
 
 
+def _shares(labels: TimedLabels, lengths: list[int]) -> torch.Tensor:
+    shares_BKC = torch.zeros(len(lengths), max(lengths), UNITS.num_classes)
+    shares_BKC[tuple(labels.places_3S)] = labels.shares_S
+    return shares_BKC
+
+
 def test_perfect_logits_have_no_loss() -> None:
     labels, lengths = _labels()
     # A blank between equal neighbours is what CTC needs too; none of these texts repeats a token within a word.
-    logits_BKC = 60.0 * labels.shares_BKC[:2]
-    timed = TimedLabels(labels.shares_BKC[:2], labels.sequence_BL[:2], labels.sequence_lengths_B[:2])
+    logits_BKC = 60.0 * _shares(labels, lengths)[:2]
+    sequences = labels.sequence_BL[:2], labels.sequence_lengths_B[:2]
+    timed = TimedLabels(labels.places_3S, labels.shares_S, *sequences)
     assert float(timed.share_loss(logits_BKC)) == pytest.approx(0.0, abs=1e-4)
     assert float(timed.ctc_loss(logits_BKC, torch.tensor(lengths[:2]))) == pytest.approx(0.0, abs=1e-4)
     wrong_BKC = logits_BKC.roll(1, dims=-1)
@@ -107,10 +122,11 @@ def test_perfect_logits_have_no_loss() -> None:
 
 def test_share_loss_is_a_mean_over_timed_windows() -> None:
     labels, lengths = _labels()
-    logits_BKC = torch.randn(labels.shares_BKC.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    shares_BKC = _shares(labels, lengths)
+    logits_BKC = torch.randn(shares_BKC.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = labels.share_loss(logits_BKC)
     windows = [
-        functional.cross_entropy(logits_BKC[row, window], labels.shares_BKC[row, window])
+        functional.cross_entropy(logits_BKC[row, window], shares_BKC[row, window])
         for row in (0, 1)
         for window in range(lengths[row])
     ]
@@ -125,7 +141,7 @@ def test_share_loss_is_a_mean_over_timed_windows() -> None:
 
 def test_ctc_loss_is_a_mean_over_tokens() -> None:
     labels, lengths = _labels()
-    logits_BKC = torch.randn(labels.shares_BKC.shape, generator=torch.Generator().manual_seed(1))
+    logits_BKC = torch.randn(_shares(labels, lengths).shape, generator=torch.Generator().manual_seed(1))
     total = torch.tensor(0.0)
     for row, length in enumerate(lengths):
         sequence = labels.sequence_BL[row, : labels.sequence_lengths_B[row]]
@@ -138,7 +154,7 @@ def test_ctc_loss_is_a_mean_over_tokens() -> None:
 
 def test_rows_too_short_for_their_text_count_as_zero() -> None:
     labels, lengths = _labels()
-    logits_BKC = torch.randn(labels.shares_BKC.shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    logits_BKC = torch.randn(_shares(labels, lengths).shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
     loss = labels.ctc_loss(logits_BKC, torch.tensor([lengths[0], 2, 0]))
     torch.autograd.backward(loss)
     assert logits_BKC.grad is not None

@@ -191,12 +191,12 @@ def test_scales_of_a_step(data: TrainingData, accelerator: Accelerator) -> None:
 
     grid = list(tiny_config().grid)
     some, again = stage(2), stage(2)
-    drawn = [some.scales(step) for step in range(300)]
-    assert drawn == [again.scales(step) for step in range(300)]
+    drawn = [some.scales(step, grid) for step in range(300)]
+    assert drawn == [again.scales(step, grid) for step in range(300)]
     assert all(len(set(scales)) == 2 and scales == sorted(scales) for scales in drawn)
     counts = [sum(scale in scales for scales in drawn) for scale in grid]
     assert min(counts) > 70  # 100 expected
-    assert stage(None).scales(3) == stage(6).scales(3) == stage(9).scales(3) == grid
+    assert stage(None).scales(3, grid) == stage(6).scales(3, grid) == stage(9).scales(3, grid) == list(grid)
 
 
 def test_groups_cover_what_is_trained_once() -> None:

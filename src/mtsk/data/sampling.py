@@ -6,10 +6,11 @@ the same in every epoch: any step is found without going through those before it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-from lhotse import CutSet
 
 from mtsk.data.dataset import Key
 
@@ -17,8 +18,20 @@ _BUCKET_RATIO = 1.15  # longest over shortest utterance of a bucket
 _TOLERANCE = 1.01  # a batch of 8 clips of 3.008 s still counts as 24 s
 
 
+class Timed(Protocol):
+    """An utterance, such as lhotse's cuts."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def duration(self) -> float:
+        """In seconds."""
+
+
 def epoch_batches(
-    cuts: CutSet, *, batch_s: float, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    cuts: Iterable[Timed], *, batch_s: float, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> list[list[str]]:
     """The batches of one process in one epoch, as names of utterances.
 
@@ -47,7 +60,7 @@ def epoch_batches(
 
 
 def batch_keys(
-    cuts: CutSet,
+    cuts: Iterable[Timed],
     *,
     batch_s: float,
     seed: int,
@@ -55,30 +68,58 @@ def batch_keys(
     rank: int = 0,
     world_size: int = 1,
     cache_views: int = 0,
+    repeats: Mapping[str, int] | None = None,
 ) -> Iterator[list[Key]]:
     """The keys of each batch from `start_step` on, without end.
 
     Every epoch has a view of its own; with `cache_views` above 0 there are only that many, in turn. The other
     arguments are those of `epoch_batches`.
+
+    Args:
+        repeats: beginning of a name -> how often an epoch has such an utterance, each time as another view.
     """
-    steps = num_steps_per_epoch(cuts, batch_s=batch_s, world_size=world_size)
+    turns = {turn.id: turn for cut in cuts for turn in _turns(cut, repeats or {})}
+    steps = num_steps_per_epoch(turns.values(), batch_s=batch_s, world_size=world_size)
     epoch, first = divmod(start_step, steps)
     while True:
-        view = epoch % cache_views if cache_views else epoch
-        batches = epoch_batches(cuts, batch_s=batch_s, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+        round = epoch % cache_views if cache_views else epoch
+        batches = epoch_batches(
+            turns.values(), batch_s=batch_s, seed=seed, epoch=epoch, rank=rank, world_size=world_size
+        )
         assert len(batches) == steps, (len(batches), steps)
         for batch in batches[first:]:
-            yield [(id, view) for id in batch]
+            yield [turns[id].key(round) for id in batch]
         epoch, first = epoch + 1, 0
 
 
-def num_steps_per_epoch(cuts: CutSet, *, batch_s: float, world_size: int = 1) -> int:
+@dataclass(frozen=True)
+class _Turn:
+    """One of the times that an epoch has an utterance."""
+
+    id: str
+    duration: float
+    of: str
+    number: int
+    times: int
+
+    def key(self, round: int) -> Key:
+        return self.of, round * self.times + self.number
+
+
+def _turns(cut: Timed, repeats: Mapping[str, int]) -> Iterator[_Turn]:
+    times = next((times for start, times in repeats.items() if cut.id.startswith(start)), 1)
+    for number in range(times):
+        name = f"{cut.id}\n{number}" if number else cut.id  # no name has a line break
+        yield _Turn(name, cut.duration, cut.id, number, times)
+
+
+def num_steps_per_epoch(cuts: Iterable[Timed], *, batch_s: float, world_size: int = 1) -> int:
     """Batches of one process in one epoch, the same for every epoch and process."""
     num_batches = sum(-(-len(ids) // size) for ids, size in _buckets(cuts, batch_s))
     return -(-num_batches // world_size)
 
 
-def _buckets(cuts: CutSet, batch_s: float) -> list[tuple[list[str], int]]:
+def _buckets(cuts: Iterable[Timed], batch_s: float) -> list[tuple[list[str], int]]:
     """Utterances of like duration, and how many of them make a batch."""
     if batch_s <= 0:
         raise ValueError(f"batch_s must be positive, not {batch_s}")

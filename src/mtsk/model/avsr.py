@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from mtsk.config import ModelConfig, Untrained
+from mtsk.config import CtcConfig, ModelConfig, Untrained
 from mtsk.model.adapters import AdapterBank
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.compress import COMPRESSORS, average_tokens
+from mtsk.model.ctc import CtcHead
 from mtsk.model.fusion import Fusion, LlmInput, label_columns
 from mtsk.model.llm import Llm
 from mtsk.model.projector import RateProjectors
 from mtsk.model.video_encoder import VideoEncoder
-from mtsk.scale import Scale, ScaleGrid
+from mtsk.scale import FEATURE_S, Scale, ScaleGrid
 from mtsk.types import Batch, Features
 
 
@@ -46,6 +47,9 @@ class Encoded:
 
     audio: Features | None
     video: Features | None
+
+    def __len__(self) -> int:
+        return max(0 if part is None else len(part) for part in (self.audio, self.video))
 
     def num_tokens(self, row: int, scale: Scale) -> int:
         """LLM tokens that the row's media become at a scale."""
@@ -106,10 +110,25 @@ class AvsrModel(nn.Module):
             assert encoder is not None, f"the grid has {name} rates, but no {name} encoder was given"
             rates = config.projector.rates.get(name, rates)
             projector = replace(config.projector, output_norm=config.projector.has_output_norm(name))
-            self.projectors[name] = RateProjectors(rates, encoder.dim, compressor, embedding, projector)
+            context = config.projector.audio_context if name == "audio" else None
+            self.projectors[name] = RateProjectors(rates, encoder.dim, compressor, embedding, projector, context)
         self.fusion = Fusion(llm.prompts.vocabulary, *embedding)
         self.adapters = AdapterBank(self._llm.decoder, config.lora, self.grid)
+        self.ctc = nn.ModuleDict()  # last, so that the draws of fresh weights before it are the same without
+        if config.ctc is not None:
+            self.add_ctc(config.ctc)
         self.eval()
+
+    def add_ctc(self, config: CtcConfig) -> None:
+        """Gives the model fresh character heads, one per modality, in place of those that it may have."""
+        self.config = replace(self.config, ctc=config)
+        self.ctc = nn.ModuleDict(
+            {
+                name: CtcHead(encoder.dim, FEATURE_S[name], config)
+                for name, encoder, _ in self._modalities()
+                if encoder is not None
+            }
+        ).to(self.device)
 
     def _modalities(self) -> Iterable[tuple[str, WhisperAudioEncoder | VideoEncoder | None, tuple[int, ...]]]:
         both = (
@@ -125,6 +144,10 @@ class AvsrModel(nn.Module):
             if encoder is not None:
                 encoder.eval()
         return self
+
+    def ctc_heads(self) -> dict[str, CtcHead]:
+        """The character head of each modality; empty if the model has none."""
+        return {name: head for name, head in self.ctc.items() if isinstance(head, CtcHead)}
 
     def rate_projectors(self) -> dict[str, RateProjectors]:
         """The projectors of each modality."""
@@ -218,6 +241,10 @@ class AvsrModel(nn.Module):
             inputs: the columns that the cache has not seen; its mask covers those before them too.
             cache: what was read before; is extended.
         """
+        return self.last_logits(inputs, cache, 1)[:, -1]
+
+    def last_logits(self, inputs: LlmInput, cache: Cache, num_columns: int) -> Tensor:
+        """(B, K, V) logits of the tokens after each of the input's last K columns. See `next_logits`."""
         hidden_BSE = self._llm.decoder(
             inputs_embeds=inputs.embeds_BSE,
             attention_mask=inputs.mask_BS,
@@ -225,7 +252,7 @@ class AvsrModel(nn.Module):
             cache=cache,
             use_cache=True,
         ).last_hidden_state
-        return self._llm.logits(hidden_BSE[:, -1])
+        return self._llm.logits(hidden_BSE[:, -num_columns:])
 
     def embed(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[Sequence[int]]) -> LlmInput:
         """The LLM's input: each row's media at its scale, the prompt, then the given text tokens.
@@ -249,14 +276,18 @@ class AvsrModel(nn.Module):
     ) -> list[Tensor]:
         """For each row its tokens (K, E), projected at one rate and averaged to another; K = 0 where those are None."""
         tokens = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])] * len(rates)
+        if all(rate is None for _, rate in rates):
+            return tokens
+        if features is None:
+            raise ValueError(f"the scale needs {name}, which was not encoded")
+        projectors = self.rate_projectors()[name]
+        features = projectors.in_context(features)
         for projected_rate, rate in set(rates):
             if projected_rate is None or rate is None:
                 continue
-            if features is None:
-                raise ValueError(f"the scale needs {name}, which was not encoded")
             rows = [row for row, its_rates in enumerate(rates) if its_rates == (projected_rate, rate)]
             of_rows = features.rows(rows)
-            projected = self.projectors[name](of_rows, projected_rate)
+            projected = projectors.read(of_rows, projected_rate)
             if projected_rate != rate:
                 projected = average_tokens(projected, projected_rate, rate, of_rows.lengths_B // rate)
             for i, row in enumerate(rows):

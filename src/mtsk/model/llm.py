@@ -75,9 +75,8 @@ class Llm:
             raise ValueError(f"{name} has no output head; a causal language model is needed")
         model.requires_grad_(False).eval()
         _fold_scale(model)
-        vocabulary = Vocabulary(
-            model.get_input_embeddings().num_embeddings, tokenizer.bos_token_id, tokenizer.eos_token_id
-        )
+        size, eos = model.get_input_embeddings().num_embeddings, tokenizer.eos_token_id
+        vocabulary = Vocabulary(size, tokenizer.bos_token_id, eos, _other_ends(model, eos))
         return cls(model, PromptBuilder(tokenizer, vocabulary))
 
     @property
@@ -109,6 +108,13 @@ class Llm:
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = (logits / cap).tanh() * cap
         return logits
+
+
+def _other_ends(model: Any, eos: int) -> tuple[int, ...]:
+    """Tokens by which the model ends a text or a turn, as its generation config says, beside the tokenizer's own."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = [ends] if isinstance(ends, int) else ends or []
+    return tuple(sorted({int(end) for end in listed} - {eos}))
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mtsk.config import ProjectorConfig
+from mtsk.config import ContextConfig, ProjectorConfig
 from mtsk.model.compress import Compressor
+from mtsk.model.context import Context, no_context
 from mtsk.model.masking import zero_beyond
 from mtsk.types import Features
 
@@ -54,6 +55,7 @@ class RateProjectors(nn.Module):
         rates: those with a projector of their own.
         dim: channels of a feature.
         embedding: width and standard deviation of the LLM's input embeddings.
+        context: layers that the features go through first.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class RateProjectors(nn.Module):
         compressor: Compressor,
         embedding: tuple[int, float],
         config: ProjectorConfig,
+        context: ContextConfig | None = None,
     ) -> None:
         super().__init__()
         self._compressor = compressor
+        self.context = None if context is None else Context(dim, context)
         embedding_dim, embedding_std = embedding
         self.at_rate = nn.ModuleDict(
             {str(r): Projector(compressor.width(dim, r), embedding_dim, embedding_std, config) for r in rates}
@@ -86,7 +90,15 @@ class RateProjectors(nn.Module):
         return {finer: 1.0 - share, coarser: share}
 
     def forward(self, features: Features, rate: int) -> Features:
-        """(B, T, D) -> (B, T // rate, E), zero beyond each row's length.
+        """Features in context, read at a rate: (B, T, D) -> (B, T // rate, E)."""
+        return self.read(self.in_context(features), rate)
+
+    def in_context(self, features: Features) -> Features:
+        """What the projectors of all rates read, (B, T, D) as before."""
+        return (self.context or no_context)(features)
+
+    def read(self, features: Features, rate: int) -> Features:
+        """(B, T, D) in context -> (B, T // rate, E), zero beyond each row's length.
 
         Raises:
             ValueError: if no projector fits the width of features that are stacked at this rate.

@@ -25,6 +25,13 @@ class Vocabulary:
     size: int
     bos: int | None
     eos: int
+    other_ends: tuple[int, ...] = ()
+    """What the LLM may write as well to end a text; it is trained to write `eos`."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a text."""
+        return self.eos, *self.other_ends
 
     @property
     def delimiters(self) -> tuple[int, int, int, int]:

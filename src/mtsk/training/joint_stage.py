@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from mtsk.config import JointStageConfig
-from mtsk.model.avsr import AvsrModel
-from mtsk.scale import FEATURE_S, Scale
+from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.scale import FEATURE_S, Scale, ScaleGrid
 from mtsk.training.draws import scales_of_step
 from mtsk.training.objective import backward_scales
 from mtsk.training.optim import ParameterGroup
@@ -44,8 +44,8 @@ class JointStage:
         self.modules: nn.Module = model
 
     def groups(self) -> list[ParameterGroup]:
-        """Adapters (of the lip encoder too) and delimiters; projectors of fine rates; those of coarse ones."""
-        frozen = () if self._model.config.trains_lips else ("video_encoder.",)
+        """Adapters (of the lip encoder too) and delimiters; projectors of fine rates, with the context of all; those of coarse ones."""
+        frozen = ("ctc.",) if self._model.config.trains_lips else ("ctc.", "video_encoder.")
         trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith(frozen)}
         fine_rates = [
             f"projectors.{name}.at_rate.{rate}."
@@ -53,6 +53,7 @@ class JointStage:
             for rate in at.rates
             if rate * FEATURE_S[name] <= FINE_TOKEN_S
         ]
+        fine_rates += [f"projectors.{name}.context." for name in self._model.rate_projectors()]
         fine = {n: p for n, p in trained.items() if n.startswith(tuple(fine_rates))}
         coarse = {n: p for n, p in trained.items() if n.startswith("projectors.") and n not in fine}
         rest = {n: p for n, p in trained.items() if not n.startswith("projectors.")}
@@ -75,12 +76,21 @@ class JointStage:
         self._model.train()
         with self._source.accelerator.autocast():
             encoded = self._encoder(batch)
-        weights = {scale: self._config.weight(scale) for scale in self.scales(step)}
+        weights = {scale: self._config.weight(scale) for scale in self.scales(step, self._usable(encoded))}
         return backward_scales(self._model, encoded, batch.texts, weights, self._source.accelerator)
 
-    def scales(self, step: int) -> list[Scale]:
-        """All of the grid's, or as many as configured, drawn by step number so that all processes agree."""
-        return scales_of_step(self._config, self._model.grid, self._seed, step)
+    def _usable(self, encoded: Encoded) -> ScaleGrid:
+        """The scales that a row of the batch, of any process, has the modalities for; the grid if that is none."""
+        grid, accelerator = self._model.grid, self._source.accelerator
+        rows = range(len(encoded))
+        reached = torch.tensor([float(any(encoded.reaches(row, scale) for row in rows)) for scale in grid])
+        reached = accelerator.reduce(reached.to(accelerator.device), reduction="sum")
+        usable = tuple(scale for scale, num in zip(grid, reached.tolist(), strict=True) if num)
+        return ScaleGrid(usable) if usable else grid
+
+    def scales(self, step: int, usable: ScaleGrid) -> list[Scale]:
+        """All of them, or as many as configured, drawn by step number so that all processes agree."""
+        return scales_of_step(self._config, usable, self._seed, step)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

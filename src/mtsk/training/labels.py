@@ -5,14 +5,16 @@ Class 0 is the blank: silence, and the blank of CTC. Letters: B rows, K windows 
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import jiwer
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,9 +27,14 @@ BLANK = 0
 
 @dataclass(frozen=True)
 class Units:
-    """The LLM's tokens that occur in the training texts, as classes 1..n; class 0 is the blank."""
+    """Tokens of the LLM as classes 1..n, such as those that occur in the training texts; class 0 is the blank."""
 
     token_ids: tuple[int, ...]
+
+    @classmethod
+    def of_vocabulary(cls, prompts: PromptBuilder) -> Units:
+        """Takes every token that the LLM has."""
+        return cls(tuple(range(prompts.vocabulary.size)))
 
     @classmethod
     def of_texts(cls, texts: Iterable[str], prompts: PromptBuilder) -> Units:
@@ -40,9 +47,13 @@ class Units:
         """Classes with the blank."""
         return len(self.token_ids) + 1
 
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {token: i + 1 for i, token in enumerate(self.token_ids)}
+
     def classes(self, words: Iterable[str], prompts: PromptBuilder) -> list[list[int]]:
-        """For each word the classes of its tokens; tokens outside of the training texts are left out."""
-        number = {token: i + 1 for i, token in enumerate(self.token_ids)}
+        """For each word the classes of its tokens; tokens that are no class are left out."""
+        number = self._numbers
         return [[number[token] for token in prompts.word_ids(word) if token in number] for word in words]
 
     def sequence(self, text: str, prompts: PromptBuilder) -> list[int]:
@@ -51,27 +62,34 @@ class Units:
 
 
 def window_shares(
-    words: Sequence[Word], classes: Sequence[Sequence[int]], num_windows: int, window_s: float, num_classes: int
-) -> NDArray[np.float32]:
-    """Share of each window's time that each class holds, (K, C), rows summing to 1.
+    words: Sequence[Word], classes: Sequence[Sequence[int]], num_windows: int, window_s: float
+) -> dict[tuple[int, int], float]:
+    """(window, class) -> share of the window's time that the class holds; what is missing is 0, windows sum to 1.
 
     A word's time is split evenly over its tokens; what no token holds is blank.
     """
-    shares_KC = np.zeros((num_windows, num_classes), np.float32)
+    held: dict[tuple[int, int], float] = defaultdict(float)
     for word, its_classes in zip(words, classes, strict=True):
         edges = np.linspace(word.start_s, word.end_s, len(its_classes) + 1) / window_s
-        for number, low, high in zip(its_classes, edges[:-1], edges[1:], strict=True):
-            for window in range(max(int(low), 0), min(int(np.ceil(high)), num_windows)):
-                shares_KC[window, number] += max(0.0, min(high, window + 1) - max(low, window))
-    shares_KC[:, BLANK] = np.clip(1.0 - shares_KC[:, 1:].sum(axis=1), 0.0, None)
-    return np.asarray(shares_KC / shares_KC.sum(axis=1, keepdims=True), np.float32)
+        for number, low, high in zip(its_classes, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            for window in range(max(int(low), 0), min(math.ceil(high), num_windows)):
+                held[window, number] += max(0.0, min(high, window + 1) - max(low, window))
+    totals = [0.0] * num_windows
+    for (window, _), share in held.items():
+        totals[window] += share
+    shares = {key: share / max(1.0, totals[key[0]]) for key, share in held.items() if share > 0}
+    return shares | {(window, BLANK): 1.0 - total for window, total in enumerate(totals) if total < 1.0}
 
 
 @dataclass(frozen=True)
 class TimedLabels:
-    """What the rows of a batch say, for windows of one length."""
+    """What the rows of a batch say, for windows of one length.
 
-    shares_BKC: Tensor  # float32; zero beyond a row's length, and for rows without word times
+    Shares are a list of S of them, as a window holds few of many classes; a row without word times has none.
+    """
+
+    places_3S: Tensor  # int64: row, window, class
+    shares_S: Tensor  # float32, above 0; those of a window sum to 1
     sequence_BL: Tensor  # int64 classes in order, padded with 0
     sequence_lengths_B: Tensor  # int64
 
@@ -81,23 +99,28 @@ class TimedLabels:
         *, lengths: Sequence[int], window_s: float,
     ) -> TimedLabels:  # fmt: skip
         """Labels of rows; a row without word times gets its sequence alone."""
-        shares_BKC = torch.zeros(len(texts), max(lengths), units.num_classes)
+        shares: dict[tuple[int, int, int], float] = {}
         sequences = []
         for row, (its_words, text, length) in enumerate(zip(words, texts, lengths, strict=True)):
             sequences.append(units.sequence(text, prompts))
             if its_words:
                 classes = units.classes([word.text for word in its_words], prompts)
-                shares = window_shares(its_words, classes, length, window_s, units.num_classes)
-                shares_BKC[row, :length] = torch.from_numpy(shares)
+                of_row = window_shares(its_words, classes, length, window_s)
+                shares |= {(row, window, number): share for (window, number), share in of_row.items()}
         width = max(1, *map(len, sequences))
         padded = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
-        return cls(shares_BKC, padded, torch.tensor([len(sequence) for sequence in sequences]))
+        places_3S = torch.tensor(list(shares), dtype=torch.int64).reshape(-1, 3).T
+        shares_S = torch.tensor(list(shares.values()), dtype=torch.float32)
+        return cls(places_3S, shares_S, padded, torch.tensor([len(sequence) for sequence in sequences]))
 
     def share_loss(self, logits_BKC: Tensor) -> Tensor:
         """Cross-entropy against the shares, mean over all windows of rows with word times."""
-        shares_BKC = self.shares_BKC.to(logits_BKC.device)
-        total = -(shares_BKC * functional.log_softmax(logits_BKC.float(), dim=-1)).sum()
-        return total / shares_BKC.sum().clamp(min=1.0)
+        rows_S, windows_S, classes_S = self.places_3S.to(logits_BKC.device)
+        if not len(rows_S):
+            return logits_BKC.float().sum() * 0.0
+        log_probs_BKC = functional.log_softmax(logits_BKC.float(), dim=-1)
+        shares_S = self.shares_S.to(logits_BKC.device)
+        return -(shares_S * log_probs_BKC[rows_S, windows_S, classes_S]).sum() / shares_S.sum()
 
     def ctc_loss(self, logits_BKC: Tensor, lengths_B: Tensor) -> Tensor:
         """CTC, mean over tokens; rows that are too short for their text count as zero."""

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from mtsk.config import (
     AugmentConfig,
+    CtcStageConfig,
     JointStageConfig,
     TrainConfig,
     VideoStageConfig,
@@ -33,6 +34,7 @@ from mtsk.files import write_whole
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.video_encoder import CompactVideoEncoder
 from mtsk.training.alignment import WhisperAligner
+from mtsk.training.ctc_stage import CtcStage
 from mtsk.training.joint_stage import JointStage
 from mtsk.training.labels import Units
 from mtsk.training.source import BatchSource, CachedExamples, Encoder, FeatureCache
@@ -123,7 +125,7 @@ def train(
     _check(config, model, data)
     if model.device.type == "cpu":  # the backward of the fused attention is slower there, at sequences this short
         model.llm.set_attn_implementation("eager")
-    if config.video_encoder is not None or config.warm_start is not None:
+    if _needs_word_times(config):
         accelerator = run.accelerator
         with accelerator.main_process_first():  # which aligns; the others read what it wrote
             train_cuts = with_word_times(
@@ -135,6 +137,11 @@ def train(
         data = replace(data, train=train_cuts)
     units = Units.of_texts((cut.supervisions[0].text for cut in data.train), model.prompts)
     return all(run_stage(stage, run) for stage in _stages(config, model, data, run, units, validator))
+
+
+def _needs_word_times(config: TrainConfig) -> bool:
+    """Whether a stage learns from them."""
+    return any(stage is not None for stage in (config.video_encoder, config.warm_start, config.ctc))
 
 
 def _word_times_file(data: TrainingData, run: Run) -> Path:
@@ -154,7 +161,8 @@ def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
         raise ValueError(
             "video_encoder, the stage that trains a compact lip encoder, does not fit another one; leave it"
         )
-    if isinstance(model.video_encoder, CompactVideoEncoder) and not (config.video_encoder or config.lips_from):
+    lips_exist = config.video_encoder or config.lips_from or config.onto
+    if isinstance(model.video_encoder, CompactVideoEncoder) and not lips_exist:
         raise ValueError(
             "the scales have video rates, but there is no lip encoder: video_encoder, the stage that trains one, is "
             "missing, and so is lips_from, a model to take it from"
@@ -164,7 +172,8 @@ def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
             raise ValueError("video_encoder.distill_weight needs a model with an audio encoder, or has to be 0")
         return
     limit_s = model.audio_encoder.max_samples / SAMPLE_RATE_HZ
-    augments = [stage.augment for stage in (config.video_encoder, config.warm_start, config.joint) if stage is not None]
+    stages = (config.video_encoder, config.warm_start, config.joint, config.ctc)
+    augments = [stage.augment for stage in stages if stage is not None]
     speed, shift_s = max(each.speed for each in augments), max(each.shift_s for each in augments)
     allowed_s = {"train": (limit_s - shift_s) * (1 - speed), "dev": limit_s}
     for split, cuts in (("train", data.train), ("dev", data.dev)):
@@ -189,8 +198,7 @@ def _feature_cache(
     lips = [] if model.video_encoder is None else [t.cpu() for t in model.video_encoder.state_dict().values()]
     modalities = "".join(sorted(set("".join(scale.task for scale in model.grid))))
     # Word times bound how far a view may be shifted, and those of an unaligned corpus are none.
-    aligned = config.video_encoder is not None or config.warm_start is not None
-    modalities += "" if aligned else " unaligned"
+    modalities += "" if _needs_word_times(config) else " unaligned"
     what = json.dumps([set_values(config.model.audio), set_values(augment), config.seed, data.digest, modalities])
     key = _digest(what.encode(), *(tensor.contiguous().numpy().tobytes() for tensor in lips))
     return FeatureCache((run.features_dir or run.out_dir / "features") / key)
@@ -198,7 +206,7 @@ def _feature_cache(
 
 def _source(
     name: str,
-    stage: VideoStageConfig | WarmStartStageConfig | JointStageConfig,
+    stage: VideoStageConfig | WarmStartStageConfig | JointStageConfig | CtcStageConfig,
     cache: FeatureCache | None,
     config: TrainConfig,
     data: TrainingData,
@@ -210,7 +218,8 @@ def _source(
     dataset: Dataset[Example] = CachedExamples(examples, cache) if cache else examples
     num_views = config.cache_views if cache else 0
     seed = _seed_of(config, name)
-    return BatchSource(data.train, dataset, stage.optim.batch_s, seed, num_views, config.num_workers, run.accelerator)
+    optim, workers = stage.optim, config.num_workers
+    return BatchSource(data.train, dataset, optim.batch_s, seed, num_views, workers, run.accelerator, config.repeats)
 
 
 def _stages(
@@ -222,6 +231,9 @@ def _stages(
     validator: Callable[[AvsrModel], dict[str, float]],
 ) -> Iterator[Stage]:
     """One after the other: a stage is built when those before it are done."""
+    if config.onto is not None:
+        yield _ctc_stage(config, model, data, run)
+        return
     if config.video_encoder is not None and model.video_encoder is not None:
         yield VideoStage(
             config.video_encoder,
@@ -238,7 +250,7 @@ def _stages(
         yield WarmStartStage(
             config.warm_start,
             model,
-            units,
+            Units.of_vocabulary(model.prompts) if config.warm_start.classes == "vocabulary" else units,
             source=_source(WarmStartStage.name, config.warm_start, cache, config, data, run),
             encoder=Encoder(model, cache),
             dev=data.dev_batches,
@@ -251,4 +263,19 @@ def _stages(
         encoder=Encoder(model, cache),
         seed=config.seed,
         validator=validator,
+    )
+    if config.ctc is not None:  # last, as the stage before may change the lip encoder
+        yield _ctc_stage(config, model, data, run)
+
+
+def _ctc_stage(config: TrainConfig, model: AvsrModel, data: TrainingData, run: Run) -> CtcStage:
+    assert config.ctc is not None and config.model.ctc is not None
+    cache = _feature_cache(config, model, data, run, config.ctc.augment)
+    return CtcStage(
+        config.ctc,
+        config.model.ctc,
+        model,
+        source=_source(CtcStage.name, config.ctc, cache, config, data, run),
+        encoder=Encoder(model, cache),
+        dev=data.dev_batches,
     )

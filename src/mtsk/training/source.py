@@ -7,8 +7,8 @@ views repeat, so that each is encoded once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ class BatchSource:
     cache_views: int  # views repeat after so many epochs; 0: never
     num_workers: int
     accelerator: Accelerator
+    repeats: Mapping[str, int] = field(default_factory=dict)  # see `batch_keys`
 
     def from_step(self, start_step: int) -> Iterator[Batch]:
         """The batches of the steps from `start_step` on, on the run's device, without end."""
@@ -48,6 +49,7 @@ class BatchSource:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             cache_views=self.cache_views,
+            repeats=self.repeats,
         )
         for batch in data_loader(self.dataset, keys, num_workers=self.num_workers):
             yield batch.to(self.accelerator.device)
@@ -126,8 +128,9 @@ class Encoder:
 
 
 def _join(rows: list[dict[str, Tensor]], name: str, device: torch.device) -> Features | None:
-    if name not in rows[0]:
+    width = next((row[name].shape[1] for row in rows if name in row), None)
+    if width is None:
         return None
-    values = [row[name].float() for row in rows]
+    values = [row[name].float() if name in row else torch.zeros(0, width) for row in rows]
     lengths_B = torch.tensor([len(value) for value in values])
     return Features(pad_sequence(values, batch_first=True).to(device), lengths_B.to(device))

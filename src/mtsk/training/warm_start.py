@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mtsk.config import WarmStartStageConfig
 from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.scale import FEATURE_S
-from mtsk.training.labels import TimedLabels, Units, greedy_classes, token_error_rate
+from mtsk.training.labels import BLANK, TimedLabels, Units, greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch, Features
@@ -26,18 +27,20 @@ _LOGIT_SCALE_LR_FACTOR = 5.0
 class _Reader(nn.Module):
     """Reads projected tokens as token classes."""
 
-    units_CE: Tensor
+    classes_CE: Tensor
 
-    def __init__(self, units_CE: Tensor, logit_scale: float) -> None:
+    def __init__(self, classes_CE: Tensor, logit_scale: float) -> None:
         super().__init__()
-        self.register_buffer("units_CE", units_CE, persistent=False)
-        self.blank_E = nn.Parameter(torch.zeros_like(units_CE[0]))
+        self.register_buffer("classes_CE", classes_CE, persistent=False)
+        self.blank_E = nn.Parameter(torch.zeros_like(classes_CE[0]))
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
 
     def forward(self, tokens_BKE: Tensor) -> Tensor:
         """(B, K, E) -> (B, K, C)."""
-        classes_CE = torch.cat((self.blank_E[None], self.units_CE))
-        logits_BKC: Tensor = self.logit_scale * (tokens_BKE @ classes_CE.T)
+        scaled_BKE = self.logit_scale * tokens_BKE
+        logits_BKC = scaled_BKE @ self.classes_CE.T
+        # Set afterwards: another table with the blank in it would copy a whole vocabulary at every step.
+        logits_BKC[..., BLANK] = (scaled_BKE @ self.blank_E).to(logits_BKC.dtype)
         return logits_BKC
 
 
@@ -45,9 +48,10 @@ class _WarmModules(nn.Module):
     def __init__(self, model: AvsrModel, units: Units, logit_scale: float) -> None:
         super().__init__()
         self.projectors = model.projectors
-        units_CE = model.embedding_VE[list(units.token_ids)].detach().float().clone()
+        units_UE = model.embedding_VE[list(units.token_ids)].detach().float()
+        classes_CE = functional.pad(units_UE, (0, 0, 1, 0))  # a row for the blank
         names = [f"{name}_{rate}" for name, at in model.rate_projectors().items() for rate in at.rates]
-        self.readers = nn.ModuleDict({name: _Reader(units_CE, logit_scale) for name in names})
+        self.readers = nn.ModuleDict({name: _Reader(classes_CE, logit_scale) for name in names})
 
 
 class WarmStartStage:
@@ -109,8 +113,9 @@ class WarmStartStage:
         for name, features in (("audio", encoded.audio), ("video", encoded.video)):
             if features is not None:
                 projectors = self._model.rate_projectors()[name]
+                features = projectors.in_context(features)
                 for rate in projectors.rates:
-                    tokens = projectors(features, rate)
+                    tokens = projectors.read(features, rate)
                     reader = self.modules.readers[f"{name}_{rate}"]
                     yield (name, rate), (reader(tokens.values_BTD), tokens)
 
