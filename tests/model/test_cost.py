@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
 from mtsk.checkpoints.sources import face_models, is_cached
-from mtsk.config import CompactVideoConfig, LoraConfig, ModelConfig, ProjectorConfig
+from mtsk.config import CompactVideoConfig, ContextConfig, LoraConfig, ModelConfig, ProjectorConfig
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avhubert import AvHubertEncoder, AvHubertShape
 from mtsk.model.avsr import AvsrModel
@@ -186,6 +186,19 @@ def test_av_hubert_costs_what_pytorch_counts(lora_rank: int | None) -> None:
     batch = _batch()
     _, flops = _counted(lambda: encoder(batch.mouth_BTHW, batch.num_frames_B))
     assert encoder_shape(encoder).flops(30) == pytest.approx(flops, rel=AGREEMENT)
+
+
+def test_layers_before_the_projectors() -> None:
+    config = tiny_config()
+    context = ContextConfig(num_layers=2, num_heads=2, hidden=24, kernel=5)
+    config = replace(config, projector=replace(config.projector, audio_context=context))
+    audio = WhisperAudioEncoder(tiny_whisper(), "real")
+    model = AvsrModel(config, tiny_llm(), audio, tiny_video_encoder()).eval()
+    cost, _ = _assert_agrees(model, Scale(4, 2))
+    at = model.rate_projectors()
+    assert at["audio"].context is not None
+    parts = (at["audio"].context, at["audio"].at_rate["4"], at["video"].at_rate["2"])
+    assert cost.stages["projector"].weight_bytes == sum(p.nbytes for part in parts for p in part.parameters())
 
 
 def test_the_cost_of_an_unknown_encoder_is_not_guessed() -> None:

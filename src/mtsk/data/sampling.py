@@ -55,8 +55,9 @@ def epoch_batches(
     for ids, size in _buckets(cuts, batch_s):
         shuffled = [ids[index] for index in rng.permutation(len(ids))]
         batches += [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-    batches = _divisible([batches[index] for index in rng.permutation(len(batches))], world_size)
-    return batches[rank::world_size]
+    batches = _divisible(batches, world_size)
+    # What the processes have at the same time is alike in duration, so that none waits long for the others.
+    return [batches[index * world_size + rank] for index in rng.permutation(len(batches) // world_size)]
 
 
 def batch_keys(

@@ -76,19 +76,6 @@ class _Layer(nn.Module):
         return out
 
 
-def context_flops(dim: int, num_steps: int, config: ContextConfig) -> int:
-    """Operations of `Context` on one row."""
-    products = 5 * dim * dim + 2 * dim * config.hidden + config.kernel * dim  # qkv, out, mix; mlp; conv
-    return config.num_layers * (2 * num_steps * products + 4 * num_steps * num_steps * dim)
-
-
-def num_context_weights(dim: int, config: ContextConfig) -> int:
-    """Parameters of `Context`."""
-    products = 5 * dim * dim + 2 * dim * config.hidden + config.kernel * dim
-    others = 3 * 2 * dim + 3 * dim + dim + dim + dim + config.hidden + dim  # norms, biases
-    return config.num_layers * (products + others)
-
-
 def no_context(features: Features) -> Features:
     """What a projector without context reads."""
     return features

@@ -21,7 +21,7 @@ from mtsk.model.adapters import LoraLinear, adapter_table
 from mtsk.model.audio_encoder import SAMPLES_PER_FEATURE
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.compress import COMPRESSORS
-from mtsk.model.encoder_cost import EncoderShape, encoder_shape, num_parameters
+from mtsk.model.encoder_cost import EncoderShape, context_shape, encoder_shape, num_parameters
 from mtsk.model.prompt import PromptBuilder
 from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ, Scale
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
@@ -227,6 +227,10 @@ class CostModel:
         flops = 2 * num_tokens * num_readers * num_weights
         if rate != final_rate:  # tokens averaged further, as a product with their shares
             flops += 2 * num_tokens * (num_features // final_rate) * self.llm.hidden
+        if letter == "a" and config.audio_context is not None:
+            context = context_shape(self.encoders[letter].dim, config.audio_context)
+            flops += context.flops(num_features)
+            read += context.num_parameters * self.bytes_per_value
         return num_tokens, flops, read
 
     @functools.cached_property

@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from mtsk.config import ContextConfig
 from mtsk.model.audio_encoder import FFT_SIZE, SAMPLES_PER_FEATURE, WhisperAudioEncoder
 from mtsk.model.avhubert import AvHubertEncoder, LowRank
+from mtsk.model.context import Context
 from mtsk.model.video_encoder import CompactVideoEncoder
 
 _KERNELS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,6 +49,14 @@ class EncoderShape:
     def num_encoded(self, num_features: int) -> int:
         """Features that are computed, those of padding too."""
         return num_features if self.fixed_features is None or num_features == 0 else self.fixed_features
+
+
+def context_shape(dim: int, config: ContextConfig) -> EncoderShape:
+    """What the layers before a projector cost, see `mtsk.model.context`."""
+    with torch.device("meta"):
+        num_parameters = sum(p.numel() for p in Context(dim, config).parameters())
+    products = 5 * dim * dim + 2 * dim * config.hidden + config.kernel * dim  # attention, mix; perceptron; convolution
+    return EncoderShape(dim, num_parameters, config.num_layers * 2 * products, config.num_layers * 4 * dim)
 
 
 @functools.singledispatch
