@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from mtsk.types import SAMPLE_RATE_HZ, Example
@@ -16,6 +20,7 @@ from mtsk.types import SAMPLE_RATE_HZ, Example
 _WINDOW_S = 30
 _MAX_TOKENS_PER_S = 10  # speech has 3 to 6
 _MAX_TOKENS_BASE = 16
+_PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 # fmt: off
 _BELOW_20 = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -27,21 +32,43 @@ _TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor"}
 _LETTERS_OR_DIGITS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the decoder wrote."""
+
+    text: str
+    """With capitals, punctuation and digits."""
+    log_probs: tuple[float, ...]
+    """Natural log-probability of each token given those before it; the last is that of the end."""
+
+
 class WhisperPeer:
-    """Whisper's own decoder: English, greedy, without timestamps, on input padded to 30 s as it was trained.
+    """Whisper's own decoder: English, without timestamps, on input padded to 30 s as it was trained.
 
     In noise it may repeat itself without end, so the text is cut at 10 tokens a second and 16 more, which no speech
     reaches; its published decoding draws again at random temperatures instead.
 
     Args:
         source_path: folder with weights, tokenizer and feature settings, for `from_pretrained`.
-        device: where to run, in fp32.
+        device: where to run.
+        dtype: with how many digits.
+        num_beams: texts that are followed at once; 1 is greedy.
     """
 
-    def __init__(self, source_path: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        source_path: Path,
+        device: torch.device | str = "cpu",
+        *,
+        dtype: torch.dtype = torch.float32,
+        num_beams: int = 1,
+    ) -> None:
         # Any: the decorated methods of transformers' models are typed wrongly.
         model: Any = WhisperForConditionalGeneration
-        self._model = model.from_pretrained(source_path, dtype=torch.float32).to(device).eval()
+        self._model = model.from_pretrained(source_path, dtype=dtype).to(device).eval()
+        # Else every call warns that `max_new_tokens` goes before the longest of the settings.
+        logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
+        self._dtype, self._num_beams = dtype, num_beams
         self._features = WhisperFeatureExtractor.from_pretrained(source_path)
         self._tokenizer = WhisperTokenizer.from_pretrained(source_path)
         self._device = device
@@ -53,34 +80,73 @@ class WhisperPeer:
         Raises:
             ValueError: if an example has no sound or lasts longer than 30 s.
         """
-        waveforms = []
-        for example in examples:
-            if example.waveform is None:
-                raise ValueError(f"Whisper needs sound, but utterance {example.id!r} has none")
-            if len(example.waveform) > _WINDOW_S * SAMPLE_RATE_HZ:
-                duration_s = len(example.waveform) / SAMPLE_RATE_HZ
-                raise ValueError(
-                    f"utterance {example.id!r} lasts {duration_s:.1f} s; Whisper takes up to {_WINDOW_S} s at once"
-                )
-            waveforms.append(example.waveform)
+        rows = self._generate(_waveforms(examples))[0]
+        return [spoken_form(text) for text in self._tokenizer.batch_decode(rows)]
+
+    @torch.inference_mode()
+    def decode(self, examples: Sequence[Example]) -> list[Decoded]:
+        """Texts as they are written, and how likely their tokens are; one per example.
+
+        Raises:
+            ValueError: if an example has no sound or lasts longer than 30 s.
+        """
+        rows, states_BTD = self._generate(_waveforms(examples), keep_states=True)
+        assert states_BTD is not None
+        return [
+            Decoded(self._tokenizer.decode(row).strip(), self._log_probs(row, states_TD))
+            for row, states_TD in zip(rows, states_BTD, strict=True)
+        ]
+
+    def _generate(
+        self, waveforms: list[NDArray[np.float32]], *, keep_states: bool = False
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Text tokens of each, and what the encoder made of them (B, T, D), if asked for."""
         inputs = self._features(
             waveforms, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True
         ).to(self._device)
+        features = inputs.input_features.to(self._dtype)
+        states = self._model.get_encoder()(features) if keep_states else None
         max_tokens = [_MAX_TOKENS_BASE + _MAX_TOKENS_PER_S * len(waveform) // SAMPLE_RATE_HZ for waveform in waveforms]
         tokens_BL = self._model.generate(
-            inputs.input_features,
+            features,
             attention_mask=inputs.attention_mask,
             language="en",
             task="transcribe",
             return_timestamps=False,
             do_sample=False,
-            num_beams=1,
+            num_beams=self._num_beams,
             max_new_tokens=max(max_tokens),
+            **({} if states is None else {"encoder_outputs": states}),
         )
         # Cut row by row, so that a text does not depend on its batch. Every special token lies above the text tokens.
         end_of_text = self._model.config.eos_token_id
         rows = [row[row < end_of_text][:limit] for row, limit in zip(tokens_BL, max_tokens, strict=True)]
-        return [spoken_form(text) for text in self._tokenizer.batch_decode(rows)]
+        return rows, None if states is None else states.last_hidden_state
+
+    def _log_probs(self, tokens_L: torch.Tensor, states_TD: torch.Tensor) -> tuple[float, ...]:
+        """Of each token and of the end, read anew: the scores of a beam search are spread over its beams."""
+        prompt = torch.tensor(self._tokenizer.convert_tokens_to_ids(_PROMPT), device=tokens_L.device)
+        end = tokens_L.new_tensor([self._model.config.eos_token_id])
+        logits_LV = self._model(
+            decoder_input_ids=torch.cat([prompt, tokens_L])[None], encoder_outputs=(states_TD[None],)
+        ).logits[0, len(prompt) - 1 :]
+        log_probs_LV = logits_LV.float().log_softmax(-1)
+        log_probs_L: list[float] = log_probs_LV.gather(1, torch.cat([tokens_L, end])[:, None])[:, 0].tolist()
+        return tuple(log_probs_L)
+
+
+def _waveforms(examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+    waveforms = []
+    for example in examples:
+        if example.waveform is None:
+            raise ValueError(f"Whisper needs sound, but utterance {example.id!r} has none")
+        if len(example.waveform) > _WINDOW_S * SAMPLE_RATE_HZ:
+            duration_s = len(example.waveform) / SAMPLE_RATE_HZ
+            raise ValueError(
+                f"utterance {example.id!r} lasts {duration_s:.1f} s; Whisper takes up to {_WINDOW_S} s at once"
+            )
+        waveforms.append(example.waveform)
+    return waveforms
 
 
 def spoken_form(text: str) -> str:
