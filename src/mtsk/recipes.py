@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from mtsk.config import (
     AugmentConfig,
     CompactVideoConfig,
+    ContextConfig,
+    CtcConfig,
+    CtcStageConfig,
     JointStageConfig,
+    LoraConfig,
     ModelConfig,
     OptimConfig,
+    ProjectorConfig,
     TrainConfig,
     VideoStageConfig,
     WarmStartStageConfig,
 )
 from mtsk.paper_recipes import PAPER_RECIPES
-from mtsk.scale import ScaleGrid
+from mtsk.scale import Scale, ScaleGrid
 
 
 def grid_s1() -> TrainConfig:
@@ -42,7 +48,53 @@ def grid_s1() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"grid-s1": grid_s1, **PAPER_RECIPES}
+def grid_s1_ctc() -> TrainConfig:
+    """`grid-s1` with character heads; `--onto grid-s1` trains them for the default model as it is."""
+    plain = grid_s1()
+    return replace(
+        plain,
+        model=replace(plain.model, ctc=CtcConfig()),
+        ctc=CtcStageConfig(OptimConfig(num_steps=600, lr=2e-3, batch_s=48.0), augment=AugmentConfig(shift_s=0.16)),
+        cache_views=3,
+    )
+
+
+def english() -> TrainConfig:
+    """English speech at {a4, a8, a12, a16} from synthetic and machine-labelled recordings, together with GRID talker s1
+    at all scales of `grid-s1`, whose lip encoder it takes; see docs/english.md for the data."""
+    augment = AugmentConfig(noise_prob=0.4, snr_db=(0.0, 5.0, 10.0, 15.0, 20.0), shift_s=0.16)
+    scales = (*ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales, Scale(audio=8), Scale(audio=12))
+    return TrainConfig(
+        model=ModelConfig(
+            scales=scales,
+            video=CompactVideoConfig(dropout=0.25),
+            projector=ProjectorConfig(audio_context=ContextConfig(num_layers=2)),
+            lora=LoraConfig(
+                targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16
+            ),
+        ),
+        lips_from="grid-s1",
+        warm_start=WarmStartStageConfig(
+            OptimConfig(num_steps=1000, lr=1e-3, batch_s=32.0), augment=augment, classes="vocabulary"
+        ),
+        joint=JointStageConfig(
+            OptimConfig(num_steps=2000, lr=1e-3, batch_s=32.0, clip_norm=1.0),
+            augment=augment,
+            projector_lr=1e-4,
+            coarse_projector_lr=3e-4,
+            scales_per_step=1,
+        ),
+        repeats={"s1_": 6, "labelled_": 5},
+        cache_views=2,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "english": english,
+    "grid-s1": grid_s1,
+    "grid-s1-ctc": grid_s1_ctc,
+    **PAPER_RECIPES,
+}
 
 
 def get_recipe(name: str) -> TrainConfig:

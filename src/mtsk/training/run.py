@@ -83,8 +83,9 @@ class TrainingData:
 def make_accelerator() -> Accelerator:
     """The run's devices; bfloat16 where they compute it. Apple's GPU has no CTC loss: there the processor is used."""
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
-    on_processor = best_device().type == "mps"
-    precision = "bf16" if not on_processor and has_bf16() else "no"
+    device = best_device().type
+    on_processor = device in ("mps", "cpu")  # said explicitly, or torchrun's processes there would not know each other
+    precision = "bf16" if device != "mps" and has_bf16() else "no"
     return Accelerator(cpu=on_processor, mixed_precision=precision, kwargs_handlers=[patience])
 
 

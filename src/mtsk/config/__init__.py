@@ -1,0 +1,46 @@
+"""The configuration tree: frozen dataclasses, and their strict translation to and from plain values. No torch here."""
+
+from mtsk.config.model import (
+    AudioEncoderConfig,
+    AvHubertConfig,
+    CompactVideoConfig,
+    ContextConfig,
+    CtcConfig,
+    LoraConfig,
+    ModelConfig,
+    ProjectorConfig,
+    Untrained,
+)
+from mtsk.config.plain import CONVERTER, from_dict, set_values, to_dict
+from mtsk.config.training import (
+    AugmentConfig,
+    CtcStageConfig,
+    JointStageConfig,
+    OptimConfig,
+    TrainConfig,
+    VideoStageConfig,
+    WarmStartStageConfig,
+)
+
+__all__ = [
+    "CONVERTER",
+    "AudioEncoderConfig",
+    "AugmentConfig",
+    "AvHubertConfig",
+    "CompactVideoConfig",
+    "ContextConfig",
+    "CtcConfig",
+    "CtcStageConfig",
+    "JointStageConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ProjectorConfig",
+    "TrainConfig",
+    "Untrained",
+    "VideoStageConfig",
+    "WarmStartStageConfig",
+    "from_dict",
+    "set_values",
+    "to_dict",
+]
