@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtsk.checkpoints.sources import face_models
-from mtsk.data.corpora import Corpus, folder, grid, lrs, vox2
+from mtsk.data.corpora import Corpus, folder, grid, labelled, lrs, spoken, vox2
 from mtsk.data.noise import NUM_MIXED, prepare_noise
 from mtsk.data.prepare import Settings, prepare
 
@@ -39,6 +39,47 @@ def run(
     listed = _list(corpus, source, split, table, landmarks if lips else None, pretrain, only)
     settings = Settings(face_models() if lips else None, face)
     summary = prepare(listed, target, settings, num_workers=workers, num_sheets=sheets if lips else 0)
+    print(summary)
+    return 0 if summary.num_utterances else 1
+
+
+def run_spoken(
+    texts: Path, target: Path, *, hours: float, kinds: tuple[str, ...], voice_dir: Path | None, seed: int, workers: int
+) -> int:
+    """Lets voices say the sentences of a file, and prints the summary. Returns 1 if nothing could be said.
+
+    Raises:
+        ValueError: if an option is not valid, or a voice is not installed.
+    """
+    if workers < 0:
+        raise ValueError(f"--workers {workers}: allowed are whole numbers from 0 up")
+    listed = spoken.list_sources(texts, hours=hours, kinds=kinds, voice_dir=voice_dir, seed=seed)
+    summary = prepare(listed, target, Settings(None), num_workers=workers, num_sheets=0)
+    print(summary)
+    return 0 if summary.num_utterances else 1
+
+
+def run_labelled(source: Path, target: Path, *, min_confidence: float, workers: int) -> int:
+    """Labels recordings by Whisper's own decoder, prepares those whose label it is sure of, and prints the summary.
+
+    The labels are in `labels.jsonl` beside the data: with another `min_confidence` nothing is decoded again.
+
+    Returns:
+        The exit code: 1 if nothing could be used.
+
+    Raises:
+        ValueError: if an option is out of range, or `source` has no recordings.
+    """
+    if workers < 0:
+        raise ValueError(f"--workers {workers}: allowed are whole numbers from 0 up")
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"--min-confidence {min_confidence:g}: allowed is 0 to 1")
+    found = labelled.recordings(source)
+    from mtsk.evaluation.labelling import label, whisper_decoder  # heavy, and only this corpus needs it
+
+    labels = label(found, target / labelled.FILE_NAME, whisper_decoder)
+    listed = labelled.list_sources(found, labels, min_confidence)
+    summary = prepare(listed, target, Settings(None), num_workers=workers, num_sheets=0)
     print(summary)
     return 0 if summary.num_utterances else 1
 

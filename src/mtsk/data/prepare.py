@@ -34,7 +34,7 @@ from mtsk.data.corpora import Corpus, Piece, Source
 from mtsk.data.prepare_log import Log, Record
 from mtsk.data.workers import Died, map_unordered
 from mtsk.files import write_whole
-from mtsk.media import FaceModels, Media, MediaError, MouthTracker, contact_sheet, load_media
+from mtsk.media import FaceModels, Media, MouthTracker, contact_sheet, load_media
 from mtsk.media.landmarks import LandmarkTracker, read_landmarks
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Word
 
@@ -195,8 +195,13 @@ def _prepare_one(source: Source, *, dst: Path, settings: Settings) -> Record:
         return refused("it has no text")
     tracker = _tracker(settings)
     try:
-        media, warnings = _load(source, tracker)
-    except (MediaError, OSError) as error:
+        if source.make is None:
+            media, warnings = _load(source, tracker)
+        else:
+            made, words = source.make()
+            media, warnings = Media(source.id, made, None, len(made) / SAMPLE_RATE_HZ, False), []
+            pieces = [Piece(source.text, words)]
+    except (ValueError, OSError) as error:
         return refused(str(error))
     mouth = media.mouth if media.mouth is not None and media.mouth.num_detected else None
     if media.waveform is None and mouth is None:
@@ -317,7 +322,8 @@ def _key(source: Source, settings: Settings) -> str:
     words = _spelled(source.words)
     lips = "none" if settings.face_models is None else settings.face
     text = f"{source.text}|{source.refusal}|{words}"
-    key = f"{_state(source.path)}|{source.split}|{source.speaker}|{text}|lips={lips}|pipeline={PIPELINE_VERSION}"
+    file = _state(source.path) if source.make is None else repr(source.make)
+    key = f"{file}|{source.split}|{source.speaker}|{text}|lips={lips}|pipeline={PIPELINE_VERSION}"
     for piece in source.pieces:
         key += f"|{piece.suffix},{piece.start_s},{piece.end_s},{piece.text},{_spelled(piece.words)}"
     for name, path in (("script", source.script), ("sound", source.sound), ("landmarks", source.landmarks)):

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtsk.media.files import MEDIA_SUFFIXES
 from mtsk.types import Word
 
@@ -52,6 +55,9 @@ class Source:
     """A file that has the sound, if `path` has none."""
     landmarks: Path | None = None
     """A file of landmarks, see `mtsk.media.landmarks`."""
+    make: Callable[[], tuple[NDArray[np.float32], tuple[Word, ...]]] | None = None
+    """In place of a file and of `words`: makes the sound (N,) at 16 kHz and the times of its words; with ValueError if
+    it can't. Its `repr` says all that decides the result, and it goes to other processes."""
 
     def utterances(self) -> tuple[Piece, ...]:
         """The pieces, from the script if there is one.
