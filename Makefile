@@ -7,7 +7,7 @@ RUN ?= runs/grid-s1
 # Waiting threads spin briefly, then sleep: far faster wherever another program is busy too.
 export GOMP_SPINCOUNT ?= 5000
 
-.PHONY: demo test lint test-slow weights train evaluate bench-objective clean
+.PHONY: demo test lint test-slow weights train evaluate bench bench-objective clean
 
 demo: $(VENV)/.installed  ## transcribe real clips at every compression rate
 	@echo "Three clips of GRID, at every compression rate of one model (scale, LLM tokens, time, text):"
@@ -33,6 +33,9 @@ train: $(VENV)/.installed weights  ## train the default model again: GRID=... NO
 evaluate: $(VENV)/.installed weights  ## measure it: DATA=... RUN=...
 	$(BIN)/mtsk evaluate --data $(DATA) --model $(RUN)/model --snr clean,5,0,-5 -o $(RUN)/evaluation
 
+bench: $(VENV)/.installed-bench weights  ## speed and memory beside faster-whisper and openai-whisper; on an idle machine
+	$(BIN)/python -m benchmarks.speed -o docs/results/speed
+
 bench-objective: $(VENV)/.installed weights  ## memory and time of one backward per scale, against the summed loss
 	$(BIN)/python benchmarks/objective.py --json objective.json
 
@@ -44,6 +47,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openai-whisper
 	@touch $@
 
 clean:

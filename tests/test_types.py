@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtsk.scale import Scale
-from mtsk.types import Features, Transcript
+from mtsk.types import Features, Segment, Transcript, Word
 from tests.tiny import tiny_batch
 
 
@@ -35,7 +35,28 @@ def test_transcript_is_plain_for_json() -> None:
         "duration_s": 1.235,
         "seconds": {"encode": 0.1235},
         "warnings": ["no face"],
+        "segments": [],
     }
+
+
+def test_segments_are_plain_for_json() -> None:
+    words = (Word("bin", 0.12345, 0.4, 0.98765), Word("blue", 0.4, 1.0))
+    segment = Segment(0.0, 1.23456, "bin blue", Scale(4), 12, words, confidence=0.123456)
+    transcript = Transcript("bin blue", Scale(4, 2), 25, 1.23456, {}, segments=(segment, segment))
+    plain = {
+        "start": 0.0,
+        "end": 1.235,
+        "text": "bin blue",
+        "scale": "a4",
+        "num_tokens": 12,
+        "confidence": 0.1235,
+    }
+    assert transcript.to_dict()["segments"] == [{"id": 0, **plain}, {"id": 1, **plain}]
+    plain["words"] = [
+        {"word": "bin", "start": 0.123, "end": 0.4, "confidence": 0.9877},
+        {"word": "blue", "start": 0.4, "end": 1.0, "confidence": None},
+    ]
+    assert transcript.to_dict(words=True)["segments"] == [{"id": 0, **plain}, {"id": 1, **plain}]
 
 
 def test_a_batch_moves_with_all_of_its_tensors() -> None:

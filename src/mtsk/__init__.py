@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version as _version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from mtsk.scale import Scale, ScaleGrid
@@ -45,7 +45,7 @@ def load(
     model: str | Path = DEFAULT_MODEL,
     *,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["int8"] | None = None,
     revision: str | None = None,
 ) -> Engine:
     """Loads a model, ready to transcribe.
@@ -54,11 +54,13 @@ def load(
         model: name of a model that comes with the package, a checkpoint folder, or an id on the Hugging Face hub
             (owner/name). Tried in that order.
         device: default: an accelerator if there is one, else the processor.
-        dtype: precision of the weights; default: bfloat16 where the device computes it, else float32.
+        dtype: precision of the weights; default: bfloat16 where the device computes it, else float32. `int8`: the
+            default, but 8-bit integers for the language model, on processors.
         revision: branch, tag or commit on the hub; default: the newest.
 
     Raises:
-        ValueError: if there is no such model, or its base weights can't be had.
+        ValueError: if there is no such model, or its base weights can't be had; or if the model or the device is not
+            made for int8.
     """
     from mtsk.inference.engine import Engine
 

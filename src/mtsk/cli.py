@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from mtsk import DEFAULT_MODEL, __version__
+from mtsk.commands.verbs import bench, calibrate
 
 _INTERRUPTED, _PIPE_CLOSED = 128 + 2, 128 + 13  # as shells call what SIGINT and SIGPIPE ended
 
@@ -23,6 +24,9 @@ _OptionalOutDir = Annotated[Path | None, arg(aliases=["-o"], metavar="FOLDER", h
 _Base = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")]
 _Scales = Annotated[tuple[str, ...], arg(metavar="SCALE...")]
 _Model = Annotated[str, arg(metavar="MODEL")]
+_Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+_Flag = Annotated[bool, arg(help_behavior_hint="")]
+_Limit = Annotated[float | None, arg(metavar="N", help_behavior_hint="")]
 
 
 def transcribe(
@@ -30,9 +34,21 @@ def transcribe(
     /,
     scale: _Scales = ("best",),
     output_dir: _OptionalOutDir = None,
-    formats: Annotated[str, arg(aliases=["-f"], metavar="txt,json", help_behavior_hint="")] = "",
+    formats: Annotated[str, arg(aliases=["-f"], metavar="txt,srt,vtt,tsv,json", help_behavior_hint="")] = "",
     model: _Model = DEFAULT_MODEL,
     face: int = 0,
+    word_timestamps: _Flag = False,
+    max_line_width: _Count = None,
+    max_line_count: _Count = None,
+    max_words_per_line: _Count = None,
+    highlight_words: _Flag = False,
+    beams: int = 1,
+    num_best: int = 1,
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
+    policy: Annotated[Literal["auto"] | None, arg(metavar="auto", help_behavior_hint="")] = None,
+    budget_tokens: _Limit = None,
+    budget_tflops: _Limit = None,
+    budget_ms: _Limit = None,
 ) -> int:
     """Write what is said in media files, or folders of them. A line per scale: its name, the LLM tokens that the media
     became, the time for encoding and decoding, the text.
@@ -40,18 +56,39 @@ def transcribe(
     Args:
         files: sound and video files, and folders of them.
         scale: compression rates such as a4v2 (or 4,2), a16, v5, or `all`, or `best`; `mtsk info` lists the trained.
-        output_dir: also write FILE.txt or FILE.json here.
-        formats: what to write; without a folder, what to print instead (JSON: one line per file).
+        output_dir: also write FILE.txt and so on here; of several scales FILE.SCALE.srt, .vtt and .tsv.
+        formats: what to write, or `all`; without a folder, what to print instead (JSON: one line per file).
         model: name of a model of this package, or a checkpoint folder.
         face: which face to read, by size, 0 the largest.
+        word_timestamps: with the words, their times and confidence in JSON.
+        max_line_width: for srt and vtt: characters of a line.
+        max_line_count: for srt and vtt: lines of a cue, with --max-line-width.
+        max_words_per_line: for srt and vtt: words of a cue, instead of --max-line-width.
+        highlight_words: for srt and vtt: a cue per word, underlined.
+        beams: texts that are followed at once (beam search); 1 is the quickest.
+        num_best: with --beams: JSON has so many texts of each segment, the others as `alternatives`.
+        precision: of the weights; int8 is for the language model alone, and for processors.
+        policy: instead of a scale: `auto` is coarse where the text is sure, and sees lips only where the sound is noisy
+            or the text unsure; see `mtsk calibrate`.
+        budget_tokens: instead of a scale: the finest one with at most so many LLM tokens in a segment (up to 16 s).
+        budget_tflops: the same, of 10^12 operations.
+        budget_ms: the same, of milliseconds on this machine; see `mtsk bench --calibrate`.
     """
+    from mtsk.commands.policies import Wish
     from mtsk.commands.transcribe import run
+    from mtsk.inference.beam import Beams
+    from mtsk.inference.subtitles import SubtitleOptions
 
-    return run(files, scale, output_dir, formats, model, face)
+    subtitles = SubtitleOptions(max_line_width, max_line_count, max_words_per_line, highlight_words)
+    return run(
+        files, scale, output_dir, formats, model, face,
+        subtitles=subtitles, word_timestamps=word_timestamps, search=Beams(beams, num_best), precision=precision,
+        wish=Wish(policy, budget_tokens, budget_tflops, budget_ms),
+    )  # fmt: skip
 
 
 def prepare(
-    corpus: Positional[Literal["grid", "lrs2", "lrs3", "vox2", "folder", "noise"]],
+    corpus: Positional[Literal["grid", "lrs2", "lrs3", "vox2", "folder", "noise", "spoken", "labelled"]],
     source: Annotated[Positional[Path], arg(metavar="SOURCE")],
     target: Annotated[Positional[Path], arg(metavar="TARGET")],
     /,
@@ -65,14 +102,20 @@ def prepare(
     landmarks: _OptionalFolder = None,
     pretrain: Annotated[bool, arg(help_behavior_hint="")] = True,
     only: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    hours: float = 16.0,
+    voices: Annotated[str, arg(metavar="NAME,...")] = "flite,espeak,piper,kokoro",
+    voice_dir: _OptionalFolder = None,
+    seed: int = 0,
+    min_confidence: float = 0.8,
 ) -> int:
     """Read a corpus once into a folder for training and evaluation: sound, mouth crops and lists. When interrupted, or
     when the corpus has grown, run it again: what is done is not read again.
 
     Args:
         corpus: `grid`, `lrs2`, `lrs3`, `vox2`, as they are distributed; `folder` of media, with a .txt beside each or a
-            .tsv (file, transcript); `noise`, for babble.
-        source: the folder of the corpus.
+            .tsv (file, transcript); `noise`, for babble; `spoken`, sentences that free voices say;
+            `labelled`, recordings without text, which Whisper writes.
+        source: the folder of the corpus; for `spoken`: a JSON file of name and sentence.
         target: the prepared folder; several corpora, and noise, may share it.
         split: for `folder`: what the table does not say, such as train, dev or test.
         table: for `folder`: the .tsv, if it is not the only one in SOURCE; for `vox2`: the .tsv (file, transcript,
@@ -86,7 +129,21 @@ def prepare(
             for each video; faces are looked for only where there is none.
         pretrain: for `lrs2`, `lrs3`: leave out the long videos of its folder pretrain.
         only: for `vox2`: a file with the names of the videos to keep, such as those in English.
+        hours: for `spoken`: of sound, about.
+        voices: for `spoken`: kinds of voices.
+        voice_dir: for `spoken`: a folder with the files of piper and kokoro.
+        seed: for `spoken`: another one gives the sentences other voices.
+        min_confidence: for `labelled`: keep what Whisper is so sure of (mean probability per token, 0 to 1).
     """
+    if corpus == "spoken":
+        from mtsk.commands.prepare import run_spoken
+
+        kinds = tuple(voices.split(","))
+        return run_spoken(source, target, hours=hours, kinds=kinds, voice_dir=voice_dir, seed=seed, workers=workers)
+    if corpus == "labelled":
+        from mtsk.commands.prepare import run_labelled
+
+        return run_labelled(source, target, min_confidence=min_confidence, workers=workers)
     from mtsk.commands.prepare import run
 
     return run(
@@ -102,6 +159,7 @@ def train(
     output_dir: _OptionalOutDir = None,
     resume: Annotated[bool, arg(help_behavior_hint="")] = False,
     seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None,
+    onto: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None,
     list: Annotated[bool, arg(help_behavior_hint="")] = False,
 ) -> int:
     """Train a model by a named recipe, or by a JSON file of a configuration. The folder given with -o gets the run's
@@ -113,6 +171,7 @@ def train(
         output_dir: the run's folder.
         resume: go on where the run in the folder stopped, if there is one.
         seed: instead of the recipe's.
+        onto: give this trained model the recipe's character heads (see grid-s1-ctc); nothing else is trained.
         list: show the recipes.
     """
     if list:
@@ -121,7 +180,7 @@ def train(
         return list_recipes()
     from mtsk.commands.train import run
 
-    return run(recipe, data, output_dir, resume, seed)
+    return run(recipe, data, output_dir, resume, seed, onto)
 
 
 def evaluate(
@@ -131,12 +190,16 @@ def evaluate(
     split: Annotated[str, arg(metavar="NAME")] = "test",
     scale: _Scales = ("all",),
     snr: Annotated[str, arg(metavar="dB,...")] = "clean",
-    peer: Annotated[tuple[Literal["whisper-base"], ...], arg(help_behavior_hint="")] = (),
+    peer: Annotated[tuple[Literal["whisper-base", "faster-whisper-base-int8"], ...], arg(help_behavior_hint="")] = (),
     batch: int = 10,
     untrained: Literal["refuse", "pool", "between"] = "refuse",
+    frequencies: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    policy: Annotated[Literal["auto"] | None, arg(metavar="auto", help_behavior_hint="")] = None,
+    pareto: _Flag = False,
 ) -> int:
-    """Word error rates with 95 % intervals, by scale and noise: a table, wer.json, wer.csv, wer.png (a plot) and
-    hypotheses.jsonl (what was recognised in each utterance).
+    """Word error rates with 95 % intervals, time and operations, by scale and noise: a table, wer.json, wer.csv,
+    wer.png (a plot), errors.json and errors.md (kinds of errors), hypotheses.jsonl (what was recognised in each
+    utterance).
 
     Args:
         data: a folder from `mtsk prepare`.
@@ -146,13 +209,22 @@ def evaluate(
         scale: some of the trained scales, or `all`; a4-20 stands for every rate from 4 to 20.
         snr: babble at these signal-to-noise ratios, such as clean,5,0,-5; needs `mtsk prepare noise`.
         peer: other systems to measure on the same utterances.
-        batch: utterances at a time.
+        batch: utterances at a time; time and memory of an utterance are its own with 1.
         untrained: at a scale that was not trained, `pool` averages the tokens of the nearest finer one, and `between`
             lets the projectors around it read.
+        frequencies: for the kinds of errors, which words are rare: sentences (text or JSON), counts by word (JSON), or
+            a folder from `mtsk prepare`, whose training sentences are counted.
+        policy: measure `auto` too, against cost: instead of the above WER, operations, tokens and seconds as a table,
+            pareto.json, pareto.md, pareto.png and outcomes.jsonl.
+        pareto: the same, and the oracle, which knows the cheapest right scale of each utterance.
     """
+    if policy or pareto:
+        from mtsk.commands.pareto import run as run_pareto
+
+        return run_pareto(data, output_dir, model, split, scale, snr, batch, with_oracle=pareto)
     from mtsk.commands.evaluate import run
 
-    return run(data, output_dir, model, split, scale, snr, peer, batch, untrained)
+    return run(data, output_dir, model, split, scale, snr, peer, batch, untrained, frequencies)
 
 
 def study(
@@ -248,6 +320,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
+    "calibrate": calibrate,
+    "bench": bench,
     "study": study,
     "convert": convert,
     "export": export,

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+_PRECISIONS: dict[str, torch.dtype | Literal["int8"] | None] = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": "int8",
+}
+
+
+def dtype_of(precision: str) -> torch.dtype | Literal["int8"] | None:
+    """What `mtsk.load` takes, by its name on the command line.
+
+    Raises:
+        ValueError: naming the precisions there are.
+    """
+    if precision not in _PRECISIONS:
+        raise ValueError(f"no precision {precision!r}; there are: {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[precision]
 
 
 def best_device() -> torch.device:

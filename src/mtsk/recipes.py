@@ -17,6 +17,7 @@ from mtsk.config import (
     ModelConfig,
     OptimConfig,
     ProjectorConfig,
+    ReadingStageConfig,
     TrainConfig,
     VideoStageConfig,
     WarmStartStageConfig,
@@ -61,7 +62,7 @@ def grid_s1_ctc() -> TrainConfig:
 
 def english() -> TrainConfig:
     """English speech at {a4, a8, a12, a16} from synthetic and machine-labelled recordings, together with GRID talker s1
-    at all scales of `grid-s1`, whose lip encoder it takes; see docs/english.md for the data."""
+    at all scales of `grid-s1`, whose lip encoder it takes. Not trained to its end yet; see docs/english.md."""
     augment = AugmentConfig(noise_prob=0.4, snr_db=(0.0, 5.0, 10.0, 15.0, 20.0), shift_s=0.16)
     scales = (*ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales, Scale(audio=8), Scale(audio=12))
     return TrainConfig(
@@ -72,11 +73,17 @@ def english() -> TrainConfig:
             lora=LoraConfig(
                 targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16
             ),
+            ctc=CtcConfig(),
         ),
         lips_from="grid-s1",
         warm_start=WarmStartStageConfig(
-            OptimConfig(num_steps=1000, lr=1e-3, batch_s=32.0), augment=augment, classes="vocabulary"
+            OptimConfig(num_steps=2000, lr=1e-3, batch_s=32.0),
+            augment=augment,
+            classes="vocabulary",
+            embedding_weight=2.0,
+            character_weight=0.3,
         ),
+        reading=ReadingStageConfig(OptimConfig(num_steps=300, lr=1e-3, batch_s=32.0, clip_norm=1.0)),
         joint=JointStageConfig(
             OptimConfig(num_steps=2000, lr=1e-3, batch_s=32.0, clip_norm=1.0),
             augment=augment,
@@ -84,15 +91,16 @@ def english() -> TrainConfig:
             coarse_projector_lr=3e-4,
             scales_per_step=1,
         ),
+        ctc=CtcStageConfig(OptimConfig(num_steps=600, lr=1e-3, batch_s=32.0), augment=augment),
         repeats={"s1_": 6, "labelled_": 5},
         cache_views=2,
     )
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "english": english,
     "grid-s1": grid_s1,
     "grid-s1-ctc": grid_s1_ctc,
+    "english": english,
     **PAPER_RECIPES,
 }
 

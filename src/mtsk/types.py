@@ -111,6 +111,24 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """How a policy came to a scale, and what all its passes cost."""
+
+    tried: tuple[Scale, ...]  # the last one was kept
+    flops: int  # of faces, encoders and all passes
+    why: str
+
+    @property
+    def used_lips(self) -> bool:
+        """Whether lips were looked at."""
+        return any(scale.video is not None for scale in self.tried)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"tried": list(map(str, self.tried)), "flops": self.flops, "why": self.why}
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of a recording that was decoded in one pass. Times count from the start of the recording."""
 
@@ -118,10 +136,11 @@ class Segment:
     end_s: float
     text: str
     scale: Scale  # the scale that was used
-    num_tokens: int  # LLM tokens that the media became
+    num_tokens: int  # LLM tokens that the media became, in all passes
     words: tuple[Word, ...] = ()  # in order of time; empty where nothing aligned them
     confidence: float | None = None  # from 0 to 1, that the text is right; None where nothing estimated it
     alternatives: tuple[str, ...] = ()  # the next best texts, best first; of beam search
+    decision: Decision | None = None  # of a policy
 
     def to_dict(self, id: int, *, words: bool = False) -> dict[str, Any]:
         """Plain values, for JSON, under the names that openai-whisper gives them; times in seconds, to a millisecond.
@@ -130,7 +149,7 @@ class Segment:
             id: which segment of the recording it is.
             words: whether to include them.
         """
-        plain = {
+        plain: dict[str, Any] = {
             "id": id,
             "start": round(self.start_s, 3),
             "end": round(self.end_s, 3),
@@ -139,6 +158,10 @@ class Segment:
             "num_tokens": self.num_tokens,
             "confidence": _rounded(self.confidence),
         }
+        if self.alternatives:
+            plain["alternatives"] = list(self.alternatives)
+        if self.decision is not None:
+            plain["decision"] = self.decision.to_dict()
         return plain | {"words": [word.to_dict() for word in self.words]} if words else plain
 
 
@@ -154,12 +177,20 @@ class Transcript:
     warnings: tuple[str, ...] = field(default=())
     segments: tuple[Segment, ...] = ()
 
+    @property
+    def flops(self) -> int | None:
+        """Of all segments, where a policy counted them."""
+        counted = [segment.decision.flops for segment in self.segments if segment.decision is not None]
+        return sum(counted) if counted else None
+
     def to_dict(self, *, words: bool = False) -> dict[str, Any]:
         """Plain values, for JSON; segments have their words only if `words` is set."""
+        counted = {} if self.flops is None else {"flops": self.flops}
         return {
             "text": self.text,
             "scale": str(self.scale),
             "num_tokens": self.num_tokens,
+            **counted,
             "duration_s": round(self.duration_s, 3),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
             "warnings": list(self.warnings),

@@ -236,7 +236,7 @@ def test_prompt_logits_and_greedy_text(golden: Get, load: Get, name: str, text: 
             expected_1LV = torch.from_numpy(expected)[..., :NUM_ORDINARY]
             torch.testing.assert_close(logits_1LV, expected_1LV, atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(together[row], logits_1LV[0], atol=TOLERANCE, rtol=0)
-        tokens = greedy(model, model.embed(encoded, [scale], [[]]), [scale], [8])
+        tokens = list(greedy(model, model.embed(encoded, [scale], [[]]), [scale], [8]).tokens)
         assert tokens == one.arrays[f"generate{suffix}_item{row}"].tolist()
     if f"infer_logits{suffix}" in one.arrays:
         padded = _prompt_logits(model, _encode(model, one.meta, [one.meta["video_frames"][0]] * 2), scale)

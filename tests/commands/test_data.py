@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mtsk.types import FaceModels
+from mtsk.data.dataset import load_cuts
+from mtsk.evaluation.peers import Decoded
+from mtsk.types import Example, FaceModels
 from tests.commands.conftest import GRID, Result, Run, write_face, write_sound
 from tests.commands.test_bad_input import check
 
@@ -95,10 +98,45 @@ def test_noise(run: Run, tmp_path: Path) -> None:
     }
 
 
+class FakeDecoder:
+    """Surer of one text than of the other."""
+
+    def decode(self, examples: Sequence[Example]) -> list[Decoded]:
+        assert len(examples) == 1
+        if examples[0].id == "labelled_7-1-0000":
+            return [Decoded("Mr. Hale came.", (-0.1, -0.1))]
+        return [Decoded("Mr. Ale game.", (-0.1, -0.9))]
+
+
+def test_labelled(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep").mkdir(parents=True)
+    write_sound(source / "7-1-0000.wav", 1.0)
+    write_sound(source / "deep" / "7-1-0001.wav", 1.25)
+    monkeypatch.setattr("mtsk.evaluation.labelling.whisper_decoder", FakeDecoder)
+    result = run("prepare", "labelled", source, target, "--workers", "0")
+    assert result.code == 0
+    assert result.lines[0].startswith("train: 1 utterances")
+    assert "may be wrong: 1 of 2 recordings have one of confidence 0.8" in result.out
+    assert "labelled_7-1-0001: the confidence of its label, 0.607, is below 0.8" in result.out
+    (cut,) = load_cuts(target, "train")
+    assert (cut.supervisions[0].text, cut.supervisions[0].speaker) == ("mister hale came", "7")
+    assert "mouth" not in (cut.custom or {})
+    monkeypatch.setattr("mtsk.evaluation.labelling.whisper_decoder", None)  # whoever called it would notice
+    lower = run("prepare", "labelled", source, target, "--workers", "0", "--min-confidence", "0.6")
+    assert lower.lines[0].startswith("train: 2 utterances")
+    assert "1 files read in this run" in lower.out
+    higher = run("prepare", "labelled", source, target, "--workers", "0", "--min-confidence", "1")
+    assert (higher.code, len((target / "labels.jsonl").read_text().splitlines())) == (1, 2)
+    for wrong in ("1.5", "nan"):
+        message = f"--min-confidence {wrong}: allowed is 0 to 1"
+        check(run("prepare", "labelled", source, target, "--min-confidence", wrong), message)
+
+
 def test_what_cannot_be_prepared(run: Run, tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "source")
     (tmp_path / "nothing").mkdir()
-    for corpus in ("folder", "grid", "noise"):
+    for corpus in ("folder", "grid", "noise", "labelled"):
         check(run("prepare", corpus, tmp_path / "absent", tmp_path / "t"), f"{tmp_path / 'absent'}: no such folder")
         check(run("prepare", corpus, source / "u0.wav", tmp_path / "t"), f"{source / 'u0.wav'}: is not a folder")
         check(run("prepare", corpus, tmp_path / "nothing", tmp_path / "t"), str(tmp_path / "nothing"))
@@ -138,7 +176,8 @@ def test_evaluate(run: Run, prepared: Path, checkpoint: Path, tmp_path: Path) ->
         "--batch", "1",
     )  # fmt: skip
     assert result.code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["hypotheses.jsonl", "wer.csv", "wer.json", "wer.png"]
+    written = ["errors.json", "errors.md", "hypotheses.jsonl", "wer.csv", "wer.json", "wer.png"]
+    assert sorted(path.name for path in out.iterdir()) == written
 
     records = json.loads((out / "wer.json").read_text())
     names = [*map(str, GRID), "no-input"]
@@ -146,7 +185,9 @@ def test_evaluate(run: Run, prepared: Path, checkpoint: Path, tmp_path: Path) ->
         (name, snr_db) for snr_db in (None, -5.0) for name in names
     ]
     for record in records:
-        assert list(record) == ["scale", "snr_db", "wer", "low", "high", "words", "utterances"]
+        assert list(record)[:7] == ["scale", "snr_db", "wer", "low", "high", "words", "utterances"]
+        assert list(record)[7:] == ["seconds", "tflops_per_s", "threads"]
+        assert (record["tflops_per_s"] is None) == (record["scale"] == "no-input")
         assert (record["words"], record["utterances"]) == (12, 2)
         assert 0 <= record["low"] <= record["wer"] <= record["high"]
         assert math.isfinite(record["high"])

@@ -10,7 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from mtsk.inference.engine import Engine
-from mtsk.types import FaceModels
+from mtsk.inference.subtitles import SubtitleOptions
+from mtsk.inference.writers import render
+from mtsk.scale import Scale
+from mtsk.types import FaceModels, Segment, Transcript, Word
 from tests.commands.conftest import GRID, MP4, Run, write_face, write_sound
 from tests.media.clips import Kind, write_clip
 
@@ -105,7 +108,7 @@ def check_record(record: dict[str, Any], path: Path, scales: list[str], engine: 
     found = record["transcripts"]
     assert [(each["scale"], each["num_tokens"], each["text"]) for each in found] == expected(engine, path, *scales)
     for each in found:
-        assert set(each) == {"text", "scale", "num_tokens", "duration_s", "seconds", "warnings"}
+        assert set(each) == {"text", "scale", "num_tokens", "duration_s", "seconds", "warnings", "segments"}
         assert set(each["seconds"]) == {"media", "encode", "decode"}
         assert all(0 < value < 60 for value in each["seconds"].values())
         assert each["duration_s"] == duration_s
@@ -142,6 +145,77 @@ def test_formats_in_a_folder(transcribe: Run, engine: Engine, sound: Path, tmp_p
     if "json" in wanted:
         written = (out / "good.wav.json").read_text(encoding="utf-8")
         check_record(json.loads(written), sound, ["a4", "a16"], engine, 1.0)
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt", "tsv"])
+def test_a_document_is_printed(transcribe: Run, engine: Engine, sound: Path, name: str) -> None:
+    result = transcribe(sound, "-f", name, "--scale", "a4")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == render(name, str(sound), engine.transcribe_scales(sound, ["a4"]))
+
+
+@pytest.mark.parametrize("further", [["--scale", "a4", "a16"], ["--scale", "all"], ["-f", "txt,srt"], ["other.wav"]])
+def test_a_document_is_printed_alone(transcribe: Run, sound: Path, tmp_path: Path, further: list[str]) -> None:
+    other = write_sound(tmp_path / "other.wav")
+    arguments = [sound, other, "-f", "srt"] if further == [other.name] else [sound, "-f", "srt", *further]
+    result = transcribe(*arguments)
+    assert (result.code, result.out) == (1, "")
+    (told,) = result.errors
+    assert told.startswith("mtsk: error: srt is printed alone, of one file at one scale; for more, write files: -f ")
+    assert transcribe(*arguments, "-o", tmp_path / "out").code == 0
+
+
+def test_subtitles_of_each_scale(transcribe: Run, engine: Engine, sound: Path, tmp_path: Path) -> None:
+    result = transcribe(sound, "--scale", "a4", "a16", "-f", "all", "-o", tmp_path)
+    assert (result.code, result.err) == (0, "")
+    names = ["txt", "json", *(f"{scale}.{name}" for scale in ("a4", "a16") for name in ("srt", "vtt", "tsv"))]
+    assert {path.name for path in tmp_path.iterdir()} == {f"good.wav.{name}" for name in names}
+    for transcript in engine.transcribe_scales(sound, ["a4", "a16"]):
+        written = (tmp_path / f"good.wav.{transcript.scale}.srt").read_text(encoding="utf-8")
+        assert written == render("srt", str(sound), [transcript])
+
+
+def test_the_layout_of_subtitles(transcribe: Run, engine: Engine, sound: Path, tmp_path: Path) -> None:
+    options = SubtitleOptions(max_line_width=5, max_line_count=2, highlight_words=True)
+    arguments = ["--max-line-width", "5", "--max_line_count", "2", "--highlight-words", "--scale", "a4"]
+    result = transcribe(sound, "-f", "vtt", *arguments)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == render("vtt", str(sound), engine.transcribe_scales(sound, ["a4"]), options)
+    assert transcribe(sound, "-f", "vtt,txt", *arguments, "-o", tmp_path).code == 0
+    assert (tmp_path / "good.wav.vtt").read_text(encoding="utf-8") == result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-f", "vtt", "--max-line-count", "2"], "max_line_count 2 needs max_line_width, which says what a line holds"),
+        (["-f", "vtt", "--max-line-width", "0"], "max_line_width 0: 1 is the least"),
+        (
+            ["--highlight-words"],
+            "the layout of subtitles (lines, words, highlights) is for srt and vtt; add -f srt or -f vtt",
+        ),
+        (["-f", "doc"], "no format doc; there are: txt, srt, vtt, tsv, json, all"),
+    ],
+)
+def test_outputs_that_there_are_not(transcribe: Run, sound: Path, arguments: list[str], told: str) -> None:
+    result = transcribe(sound, *arguments)
+    assert (result.code, result.out, result.errors) == (1, "", [f"mtsk: error: {told}"])
+
+
+def test_words_are_in_json_when_asked_for(
+    transcribe: Run, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment(0.0, 1.0, "bin blue", Scale(4), 12, (Word("bin", 0.0, 0.5, 0.75), Word("blue", 0.5, 1.0)))
+    transcripts = [Transcript("bin blue", Scale(4), 12, 1.0, {"encode": 0.0, "decode": 0.0}, segments=(segment,))]
+    monkeypatch.setattr(Engine, "transcribe_scales", lambda *_, **__: transcripts)
+    plain = json.loads(transcribe(sound, "-f", "json").out)
+    assert plain["transcripts"] == [transcripts[0].to_dict()]
+    timed = json.loads(transcribe(sound, "-f", "json", "--word-timestamps").out)
+    assert timed["transcripts"] == [transcripts[0].to_dict(words=True)]
+    assert transcribe(sound, "-f", "json", "--word-timestamps", "-o", tmp_path).code == 0
+    assert json.loads((tmp_path / "good.wav.json").read_text(encoding="utf-8")) == timed
+    highlighted = transcribe(sound, "-f", "srt", "--highlight-words")
+    assert "00:00:00,000 --> 00:00:00,500\n<u>bin</u> blue\n" in highlighted.out
 
 
 def test_files_of_one_name_do_not_replace_each_other(transcribe: Run, engine: Engine, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mtsk.evaluation.grid import NO_INPUT, Peer, Row, evaluate, measure
+from mtsk.evaluation.grid import NO_INPUT, Hypothesis, Peer, Recognized, Row, evaluate, measure
+from mtsk.evaluation.wer import Rate
 from mtsk.scale import Scale
 from mtsk.types import Example
 
@@ -67,8 +68,8 @@ class Planted:
 class Echo:
     """A peer that is right about every utterance but the first of each batch, about which it says nothing."""
 
-    def transcribe(self, examples: Sequence[Example]) -> list[str]:
-        return ["", *(example.text for example in examples[1:])]
+    def recognize(self, examples: Sequence[Example]) -> list[Recognized]:
+        return [Recognized("", 2 * 10**12), *(Recognized(example.text, 4 * 10**12) for example in examples[1:])]
 
 
 def run(
@@ -104,6 +105,30 @@ def test_planted_errors_give_the_planted_wer(tmp_path):
         **{"echo": None, NO_INPUT: None},
     }
     assert all((row.rate.words, row.rate.utterances) == (24, 4) for row in rows)
+
+
+def test_what_each_row_costs(tmp_path):
+    """Clips last a second; at a finer scale the planted operations are more, and they count the words written."""
+
+    def flops_of(example: Example, scale: Scale, text: str) -> int:
+        assert example.waveform is not None
+        assert scale.audio is not None
+        return len(text.split()) * len(example.waveform) * 10**9 // scale.audio
+
+    console = Console(file=io.StringIO())
+    rows = evaluate(
+        Planted({A4: 1, A16: 2}), examples_at, [A4, A16], [None],
+        peers={"echo": Echo()}, flops_of=flops_of, out_dir=tmp_path, console=console,
+    )  # fmt: skip
+    cost = {row.name: row.tflops_per_s for row in rows}
+    assert cost == {"a4": pytest.approx(6 * 16 / 4), "a16": pytest.approx(6.0), "echo": 3.0, NO_INPUT: None}
+    assert {row.name for row in rows if row.seconds is not None and row.seconds >= 0} == {"a4", "a16", "echo"}
+    assert run(tmp_path, Planted({A4: 1}), [A4])[0].tflops_per_s is None  # not asked for
+
+
+def test_time_is_the_median_over_utterances():
+    hypotheses = tuple(Hypothesis(f"u{i}", "a", "a", 1.0, seconds) for i, seconds in enumerate((0.1, 0.3, 50.0)))
+    assert Row("a4", A4, None, Rate(0.0, 0.0, 0.0, 3, 3), hypotheses).seconds == 0.3
 
 
 def test_a_batch_is_encoded_once_for_all_scales(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import soundfile
 import torch
 
-from mtsk.evaluation.peers import WhisperPeer, spoken_form
+from mtsk.evaluation.flops import WhisperShape
+from mtsk.evaluation.peers import FasterWhisperPeer, WhisperPeer, spoken_form
 from mtsk.evaluation.wer import corpus_rate
 from mtsk.types import SAMPLE_RATE_HZ, Example
 
@@ -68,6 +70,37 @@ def test_whisper_reads_english(peer):
     assert rate.words > 60
     assert rate.value < 0.2  # 9 % on all fifty
     assert peer.transcribe(examples[2:3]) == texts[2:3]  # alone as in a batch
+
+
+@pytest.mark.weights
+def test_faster_whisper_reads_english():
+    pytest.importorskip("faster_whisper", reason="needs the extra `bench`")
+    from transformers import WhisperConfig
+
+    from mtsk.checkpoints.sources import is_cached, resolve, whisper_ctranslate2
+
+    if not is_cached("whisper-base-ctranslate2") or not is_cached("whisper-base"):
+        pytest.skip("its model is not in the cache; `mtsk evaluate --peer faster-whisper-base-int8` fetches it")
+    if not LIBRISPEECH.is_dir():
+        pytest.skip("the development data is not beside the repository")
+    shape = WhisperShape.of(WhisperConfig.from_pretrained(resolve("whisper-base")))
+    peer = FasterWhisperPeer(whisper_ctranslate2(), shape)
+    with (LIBRISPEECH / "test-other.tsv").open() as file:
+        line = next(csv.DictReader(file, delimiter="\t"))
+    waveform = soundfile.read(LIBRISPEECH / "test-other" / line["file"], dtype="float32")[0]
+    (found,) = peer.recognize([Example(line["file"], waveform, None, line["transcript"])])
+    assert corpus_rate([line["transcript"]], [found.text]).value < 0.2
+    assert found.flops is not None
+    # A window, and five beams of about as many tokens as the text has words.
+    num_words = len(found.text.split())
+    fewest, most = (shape.encoder_flops + shape.decoder_flops(3, num, 5) for num in (num_words, 2 * num_words))
+    assert fewest < found.flops < most
+
+
+def test_faster_whisper_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(ValueError, match=r"this peer needs `pip install mtsk\[bench\]`"):
+        FasterWhisperPeer(Path("nowhere"), WhisperShape(8, 80, 16, 1500, 1, 8, 1, 8))
 
 
 @pytest.mark.weights

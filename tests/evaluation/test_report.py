@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from mtsk.evaluation.grid import NO_INPUT, Hypothesis, Row
@@ -39,6 +40,7 @@ def test_json_and_csv_say_the_same_and_what_was_measured(tmp_path):
     assert records[0] == {
         **{"scale": "a4v2", "snr_db": -5.0, "wer": 0.2, "words": 600, "utterances": 100},
         **{"low": pytest.approx(0.1), "high": pytest.approx(0.25)},
+        **{"seconds": None, "tflops_per_s": None, "threads": None},
     }
     assert records[1]["snr_db"] is None
     assert [(record["scale"], record["wer"]) for record in records] == [(each.name, each.rate.value) for each in ROWS]
@@ -79,6 +81,21 @@ def test_the_table_has_scales_down_and_noise_across():
     assert cells["a4v2"] == ["1.7 (0.8-2.1)", "20.0 (10.0-25.0)"]
     header = next(line for line in file.getvalue().splitlines() if "scale" in line)
     assert header.index("clean") < header.index("-5 dB")
+
+
+def test_what_each_row_costs_is_told(tmp_path):
+    measured = [Hypothesis("u0", "a", "a", 2.0, 0.25, 10**11), Hypothesis("u1", "a", "a", 3.0, 0.75, 10**11)]
+    rows = [row("a4", None, 0.1, measured), row("whisper-base", None, 0.1, [Hypothesis("u0", "a", "a", 2.0, 0.25)])]
+    write_report(rows, tmp_path)
+    records = json.loads((tmp_path / "wer.json").read_text())
+    assert [(record["seconds"], record["tflops_per_s"]) for record in records] == [(0.5, 0.04), (0.25, None)]
+    assert records[0]["threads"] == torch.get_num_threads()
+    file = io.StringIO()
+    print_table(rows, Console(file=file, width=120))
+    lines = [line.split("│") for line in file.getvalue().splitlines()]
+    cells = {line[1].strip(): [cell.strip() for cell in line[3:-1]] for line in lines if len(line) > 2}
+    assert cells == {"a4": ["0.50", "0.0400"], "whisper-base": ["0.25", ""]}
+    assert f"median, threads: {torch.get_num_threads()}" in " ".join(file.getvalue().split())
 
 
 def test_the_picture_shows_every_value_with_its_interval():

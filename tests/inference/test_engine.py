@@ -1,5 +1,8 @@
 """The engine: one reading, any scale; fallbacks when sound or lips are missing; long recordings in segments."""
 
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,14 @@ from numpy.typing import NDArray
 
 from mtsk.checkpoints.store import save_model
 from mtsk.inference import engine as engine_module
+from mtsk.inference.decoding import Decoded
 from mtsk.inference.engine import Engine
 from mtsk.media import Media, MediaError, MouthTrack
+from mtsk.media.mouth import Crop, Sighting
+from mtsk.media.stream import MediaPiece
+from mtsk.media.vad import WINDOW_SAMPLES
 from mtsk.scale import Scale
-from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
+from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example
 from tests.tiny import SCALES, save_tiny_bases, tiny_batch, tiny_example, tiny_examples, tiny_model
 
 
@@ -38,17 +45,69 @@ def _media(
     return Media("clip.mp4", example.waveform, mouth, max(audio_s or 0.0, video_s or 0.0), video_s is not None)
 
 
+class Played:
+    """A `MediaStream` of what a file would hold, in pieces of a second."""
+
+    def __init__(self, media: Media, tracked: bool) -> None:
+        self._media = media
+        self.name = media.name
+        self.has_sound = media.waveform is not None
+        self.has_lips = tracked and media.mouth is not None
+        self.has_video_stream = media.has_video_stream
+        self.warnings: tuple[str, ...] = ()
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def __iter__(self) -> Iterator[MediaPiece]:
+        media = self._media
+        for second in range(math.ceil(media.duration_s)):
+            crops: list[Crop] = []
+            if self.has_lips and media.mouth is not None:
+                mouth = media.mouth
+                counts = (mouth.num_detected, mouth.num_interpolated, mouth.num_missing)
+                sightings = [each for each, num in zip(Sighting, counts, strict=True) for _ in range(num)]
+                crops = list(zip(mouth.crops_THW, sightings, strict=True))[
+                    second * VIDEO_FPS : (second + 1) * VIDEO_FPS
+                ]
+            sound = np.zeros(0, np.float32) if media.waveform is None else media.waveform
+            heard = sound[second * SAMPLE_RATE_HZ : (second + 1) * SAMPLE_RATE_HZ]
+            duration_s = max(len(heard) / SAMPLE_RATE_HZ, len(crops) / VIDEO_FPS)
+            yield MediaPiece(second, duration_s, heard, tuple(crops), media.mouth.num_faces if media.mouth else 0)
+
+
+class Ears:
+    """A `SpeechDetector` for which all that is loud is speech."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._rest = np.zeros(0, np.float32)
+
+    def feed(self, samples_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._rest = np.concatenate([self._rest, samples_N])
+        size = len(self._rest) // WINDOW_SAMPLES * WINDOW_SAMPLES
+        windows, self._rest = self._rest[:size].reshape(-1, WINDOW_SAMPLES), self._rest[size:]
+        return np.asarray(np.abs(windows).max(axis=1) > 0.001, np.float32)
+
+    def finish(self) -> NDArray[np.float32]:
+        return np.ones(1 if len(self._rest) else 0, np.float32)
+
+
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Any:
     """Lets every file hold the given media; returns a list of whether lips were asked for."""
     asked: list[bool] = []
 
     def play(media: Media) -> list[bool]:
-        def load(source: object, *, tracker: object) -> Media:
+        def stream(source: object, *, tracker: object) -> Played:
             asked.append(tracker is not None)
-            return media
+            return Played(media, tracker is not None)
 
-        monkeypatch.setattr(engine_module, "load_media", load)
+        monkeypatch.setattr(engine_module, "stream_media", stream)
+        monkeypatch.setattr(engine_module, "SpeechDetector", Ears)
         monkeypatch.setattr(Engine, "_tracker", lambda self, face: object())
         return asked
 
@@ -95,9 +154,9 @@ def test_usable_rows_have_a_token_of_each_modality(engine: Engine) -> None:
 def test_no_input_is_one_text_cut_by_each_duration(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[list[int]] = []
 
-    def greedy(model: object, inputs: object, scales: object, max_new_tokens: list[int]) -> list[list[int]]:
+    def greedy(model: object, inputs: object, scales: object, max_new_tokens: list[int]) -> Decoded:
         limits.append(max_new_tokens)
-        return [list(range(max_new_tokens[0]))]  # a model that never ends
+        return Decoded(([*range(max_new_tokens[0])],), (1,), ([],))  # a model that never ends
 
     monkeypatch.setattr(engine_module, "greedy", greedy)
     monkeypatch.setattr(type(engine.model.prompts), "decode", lambda self, ids: str(len(ids)))
@@ -136,12 +195,15 @@ def test_a_sound_file(engine: Engine, tmp_path: Path) -> None:
     example = tiny_example("", 2.0, None)
     assert example.waveform is not None
     soundfile.write(tmp_path / "clip.wav", example.waveform, SAMPLE_RATE_HZ, subtype="FLOAT")
-    transcripts = engine.transcribe_scales(tmp_path / "clip.wav", ["all"])
+    # The sound is noise, and nobody is heard in it.
+    transcripts = engine.transcribe_scales(tmp_path / "clip.wav", ["all"], speech_only=False)
     assert [str(transcript.scale) for transcript in transcripts] == ["a4", "a16"]
     assert [transcript.num_tokens for transcript in transcripts] == [25, 6]
     assert all(transcript.duration_s == pytest.approx(2.0) for transcript in transcripts)
-    best = engine.transcribe(tmp_path / "clip.wav")
+    best = engine.transcribe(tmp_path / "clip.wav", speech_only=False)
     assert (best.scale, best.text, best.warnings) == (Scale(audio=4), transcripts[0].text, ())
+    with pytest.raises(MediaError, match="nobody is heard to speak"):
+        engine.transcribe(tmp_path / "clip.wav")
     assert set(best.seconds) == {"media", "encode", "decode"}
     assert best.text == engine.decode(engine.encode([example]), Scale(audio=4))[0]
 
@@ -226,7 +288,9 @@ def test_segments_of_one_modality_are_told(engine: Engine, play: Any) -> None:
     play(media)
     transcript = engine.transcribe("clip.mp4", "a16v5")
     assert transcript.warnings == ("a16 is used instead of a16v5 for 1 of 2 segments",)
-    assert transcript.num_tokens == 40 + 20 * 50 // 16
+    assert [str(segment.scale) for segment in transcript.segments] == ["a16v5", "a16"]
+    assert transcript.num_tokens == sum(segment.num_tokens for segment in transcript.segments)
+    assert transcript.segments[0].num_tokens == 8 * 25 // 5 + 12 * 50 // 16
 
 
 def test_digital_silence_counts_as_no_sound(engine: Engine, play: Any) -> None:
@@ -270,11 +334,21 @@ def test_a_long_recording_is_its_segments_one_after_the_other(engine: Engine, pl
     play(media)
     whole = engine.transcribe("clip.mp4", "a16v5")
     scale = Scale.parse("a16v5")
-    encoded = [engine.encode([part]) for part in engine_module._Heard.of(media).segments()]
-    assert len(encoded) == 2
-    assert encoded[0].durations_s[0] == pytest.approx(12.0, abs=0.3)
-    assert whole.text == " ".join(engine.decode(part, scale)[0] for part in encoded)
-    assert whole.num_tokens == sum(part.features.num_tokens(0, scale) for part in encoded)
+    assert media.mouth is not None
+    texts = []
+    for segment in whole.segments:
+        samples, frames = (slice(round(segment.start_s * hz), round(segment.end_s * hz)) for hz in (16_000, 25))
+        part = Example("", waveform[samples], media.mouth.crops_THW[frames])
+        texts.append(engine.decode(engine.encode([part]), scale)[0])
+    assert len(texts) == 2
+    assert whole.segments[0].end_s == pytest.approx(12.0, abs=0.4)
+    assert whole.text == " ".join(texts)
+    assert [segment.text for segment in whole.segments] == texts
+    streamed = engine.stream("clip.mp4", "a16v5")
+    # One by one, or in one batch: the same up to rounding.
+    assert [replace(each, confidence=None) for each in streamed] == [
+        replace(each, confidence=None) for each in whole.segments
+    ]
     assert whole.duration_s == 20.0
     assert len(waveform) == 20 * SAMPLE_RATE_HZ
 
@@ -300,3 +374,46 @@ def test_many_segments_do_not_become_one_huge_batch(engine: Engine, play: Any, m
 def test_lips_one_frame_longer_than_a_segment(engine: Engine, play: Any) -> None:
     play(_media(None, 16.04))
     assert engine.transcribe("clip.mp4", "v5").num_tokens == 401 // 5
+
+
+# Silence.
+
+
+def test_pauses_of_long_recordings_are_left_out(engine: Engine, play: Any) -> None:
+    media = _media(20.0, 20.0)
+    assert media.waveform is not None
+    media.waveform[6 * SAMPLE_RATE_HZ : 12 * SAMPLE_RATE_HZ] *= 1e-3
+    play(media)
+    spans = [(round(each.start_s), round(each.end_s)) for each in engine.transcribe("clip.mp4", "a16v5").segments]
+    assert spans == [(0, 6), (12, 20)]
+    for scale, speech_only in (("a16v5", False), ("v5", None)):
+        segments = engine.transcribe("clip.mp4", scale, speech_only=speech_only).segments
+        assert sum(each.end_s - each.start_s for each in segments) == pytest.approx(20.0)
+
+
+def test_a_short_recording_is_read_whole_unless_speech_alone_is_wanted(engine: Engine, play: Any) -> None:
+    media = _media()
+    assert media.waveform is not None
+    media.waveform[:] *= 9.5e-4 / np.abs(media.waveform).max()  # not silent, but nothing that `Ears` takes for speech
+    play(media)
+    whole = engine.transcribe("clip.mp4", "a4v2")
+    assert [(each.start_s, each.end_s) for each in whole.segments] == [(0.0, 2.0)]
+    nothing = engine.transcribe("clip.mp4", "a4v2", speech_only=True)
+    assert (nothing.text, nothing.num_tokens, nothing.segments) == ("", 0, ())
+    assert nothing.warnings == ("nobody is heard to speak",)
+    assert list(engine.stream("clip.mp4", "a4v2", speech_only=True)) == []
+
+
+def test_a_stream_gives_its_first_segment_early_and_closes_its_file(
+    engine: Engine, play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = Engine.encode
+    monkeypatch.setattr(Engine, "encode", lambda self, examples: sizes.append(len(examples)) or encode(self, examples))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(engine_module, "_limit", lambda length_s: 1)
+    play(_media(12 * 16.0, None))
+    segments = list(engine.stream("clip.mp4", "a16"))
+    assert sizes[:3] == [1, 2, 4]
+    assert max(sizes) <= 8
+    assert len(segments) == sum(sizes)
+    assert [each.start_s for each in segments] == sorted(each.start_s for each in segments)

@@ -59,7 +59,7 @@ def test_text_is_written_as_by_transformers() -> None:
     assert len({len(sequence) for sequence in sequences}) == 2
     nothing = [llm.embedding_VE.new_zeros(0, llm.embedding_VE.shape[1])] * 2
     fusion: Fusion = model.fusion
-    written = greedy(model, fusion(sequences, nothing, nothing, llm.embedding_VE), scales, [8, 8])
+    written = greedy(model, fusion(sequences, nothing, nothing, llm.embedding_VE), scales, [8, 8]).tokens
     for sequence, own in zip(sequences, written, strict=True):
         reference = llm.model.generate(torch.tensor([sequence]), max_new_tokens=8, do_sample=False)
         assert own == reference[0, len(sequence) :].tolist()

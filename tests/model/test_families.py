@@ -164,15 +164,16 @@ def test_forward_is_that_of_transformers(name: str) -> None:
 def test_greedy_is_generate(name: str) -> None:
     made = _made(name)
     inputs = made.ours.embed(made.encoded, SCALES, [[]] * 3)
-    found = greedy(made.ours, inputs, SCALES, [9] * 3)
-    eos = made.ours.prompts.vocabulary.eos
+    found = greedy(made.ours, inputs, SCALES, [9] * 3).tokens
+    vocabulary = made.ours.prompts.vocabulary
     for row, tokens in enumerate(found):
         real = inputs.mask_BS[row].bool()
         generated = made.plain.generate(
-            inputs_embeds=inputs.embeds_BSE[row, real][None], max_new_tokens=9, do_sample=False, pad_token_id=eos
+            inputs_embeds=inputs.embeds_BSE[row, real][None], max_new_tokens=9, do_sample=False, pad_token_id=vocabulary.eos
         )
         expected = generated[0].tolist()
-        assert tokens == (expected[: expected.index(eos)] if eos in expected else expected), f"row {row}"
+        ends = [i for i, token in enumerate(expected) if token in vocabulary.ends]
+        assert tokens == expected[: min(ends, default=None)], f"row {row}"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -306,4 +307,4 @@ def test_adapters_on_quantised_layers(bits: int, tmp_path: Path) -> None:
     save_model(model, tmp_path)
     loaded = load_model(tmp_path).to(torch.bfloat16)
     inputs = loaded.embed(loaded.encode(tiny_batch(), SCALES), SCALES, [[]] * 3)
-    assert all(len(tokens) <= 5 for tokens in greedy(loaded, inputs, SCALES, [5] * 3))
+    assert all(len(tokens) <= 5 for tokens in greedy(loaded, inputs, SCALES, [5] * 3).tokens)

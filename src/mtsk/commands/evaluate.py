@@ -5,20 +5,27 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lhotse import CutSet
 from rich.console import Console
+from transformers import WhisperConfig
 
 import mtsk
-from mtsk.checkpoints.sources import resolve
+from mtsk.checkpoints.shapes import load_cost_model
+from mtsk.checkpoints.sources import resolve, whisper_ctranslate2
 from mtsk.config import Untrained
 from mtsk.data.dataset import UtteranceDataset, load_cuts
 from mtsk.data.noise import Babble
-from mtsk.evaluation.grid import evaluate
-from mtsk.evaluation.peers import WhisperPeer
+from mtsk.evaluation.error_report import write_errors
+from mtsk.evaluation.errors import Lexicon, read_counts
+from mtsk.evaluation.flops import RequestFlops, WhisperShape
+from mtsk.evaluation.grid import Peer, evaluate
+from mtsk.evaluation.peers import FasterWhisperPeer, WhisperPeer
 from mtsk.evaluation.report import have_slots, print_slots, print_table, write_report
+from mtsk.evaluation.wer import normalize
 from mtsk.inference.engine import Engine
 from mtsk.scale import Scale
 from mtsk.types import Example
@@ -27,40 +34,78 @@ from mtsk.types import Example
 def run(
     data_dir: Path, out_dir: Path, model: str, split: str,
     scales: Sequence[str], snr: str, peers: Sequence[str], batch: int, untrained: Untrained,
+    frequencies: Path | None = None,
 ) -> int:  # fmt: skip
     """Evaluates, prints the table and writes the report.
 
     Raises:
-        ValueError: if data, model, scales or noise do not fit.
+        ValueError: if data, model, scales, noise or frequencies do not fit, or a peer is not installed.
+        OSError: if the frequencies can't be read.
     """
     if not scales:
         raise ValueError("--scale without a scale; give some such as a4v2, a16 or v5, or `all`")
     if batch < 1:
         raise ValueError(f"--batch {batch}: at least 1 utterance at a time is needed")
-    snrs_db = _parse_snrs(snr)
+    snrs_db = parse_snrs(snr)
     if not data_dir.is_dir():
         raise ValueError(f"{data_dir}: no such folder; --data takes a folder from `mtsk prepare`")
     cuts = load_cuts(data_dir, split)
     babble = Babble.load(data_dir, "test") if any(value is not None for value in snrs_db) else None
+    counts = None if frequencies is None else _counts(frequencies)
     engine = mtsk.load(model)
     engine.model.untrained = untrained
-    chosen = _choose(engine, scales)
+    chosen = choose_scales(engine, scales)
 
     # In a file a table may be as wide as it needs to be.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    systems = {name: WhisperPeer(resolve(name), engine.device) for name in peers}
+    systems = {name: _PEERS[name](engine) for name in peers}
     examples_at = functools.partial(batches_at, cuts, babble, batch)
-    rows = evaluate(engine, examples_at, chosen, snrs_db, peers=systems, out_dir=out_dir, console=Console(stderr=True))
+    flops_of = RequestFlops(engine.model, load_cost_model(engine.model.config))
+    rows = evaluate(
+        engine, examples_at, chosen, snrs_db,
+        peers=systems, flops_of=flops_of, out_dir=out_dir, console=Console(stderr=True),
+    )  # fmt: skip
     write_report(rows, out_dir)
+    write_errors(rows, out_dir, Lexicon(counts, lambda word: len(engine.model.prompts.word_ids(word))))
     print_table(rows, console)
     if have_slots(rows):
         print_slots(rows, console)
-    console.print(f"{out_dir}: wer.json, wer.csv, wer.png, hypotheses.jsonl", highlight=False)
+    names = "wer.json, wer.csv, wer.png, errors.json, errors.md, hypotheses.jsonl"
+    console.print(f"{out_dir}: {names}", highlight=False)
     return 0
 
 
-def _choose(engine: Engine, names: Sequence[str]) -> tuple[Scale, ...]:
-    """The scales by name: `all` is every trained one, `a4-20` every rate from 4 to 20."""
+def _whisper_base(engine: Engine) -> Peer:
+    """In the precision of the engine, so that their times compare."""
+    return WhisperPeer(resolve("whisper-base"), engine.device, dtype=engine.dtype)
+
+
+def _faster_whisper_base(engine: Engine) -> Peer:  # noqa: ARG001 - it runs on the processor, whatever the engine does
+    shape = WhisperShape.of(WhisperConfig.from_pretrained(resolve("whisper-base")))
+    return FasterWhisperPeer(whisper_ctranslate2(), shape)
+
+
+_PEERS: Mapping[str, Callable[[Engine], Peer]] = {
+    "whisper-base": _whisper_base,
+    "faster-whisper-base-int8": _faster_whisper_base,
+}
+
+
+def _counts(path: Path) -> Counter[str]:
+    """How often words come in a file of sentences or counts, or in the training sentences of a prepared folder, where
+    a sentence that was recorded several times counts once."""
+    if not path.is_dir():
+        return read_counts(path)
+    texts = {part.text or "" for cut in load_cuts(path, "train") for part in cut.supervisions}
+    return Counter(word for text in texts for word in normalize(text))
+
+
+def choose_scales(engine: Engine, names: Sequence[str]) -> tuple[Scale, ...]:
+    """The scales by name: `all` is every trained one, `a4-20` every rate from 4 to 20.
+
+    Raises:
+        ValueError: if one is no scale, or was not trained.
+    """
     chosen: dict[Scale, None] = {}
     for name in names:
         chosen.update(dict.fromkeys(engine.grid if name == "all" else Scale.parse_ranges(name)))
@@ -76,7 +121,12 @@ def batches_at(cuts: CutSet, babble: Babble | None, batch: int, snr_db: float | 
         yield [dataset[name, 0] for name in dataset.ids[start : start + batch]]
 
 
-def _parse_snrs(text: str) -> list[float | None]:
+def parse_snrs(text: str) -> list[float | None]:
+    """Signal-to-noise ratios in dB; None is clean.
+
+    Raises:
+        ValueError: if one is no number.
+    """
     try:
         snrs_db = [None if part.strip() == "clean" else float(part) for part in text.split(",")]
     except ValueError:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mtsk
-from mtsk.checkpoints.store import avhubert_folder, build_model, load_lips, save_model
+from mtsk.checkpoints.store import avhubert_folder, build_model, load_lips, load_model, read_record, save_model
 from mtsk.commands.evaluate import batches_at
 from mtsk.config import AvHubertConfig, TrainConfig, from_dict, to_dict
 from mtsk.evaluation.grid import measure
@@ -23,8 +24,13 @@ from mtsk.training.trainer import Run
 _DEV_BATCH = 10  # utterances
 
 
-def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, seed: int | None) -> int:
+def run(
+    recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, seed: int | None, onto: str | None = None
+) -> int:
     """Trains, and writes `out_dir/model`.
+
+    Args:
+        onto: a trained model that gets the recipe's character heads; nothing else is trained.
 
     Raises:
         ValueError: if the recipe, the data or the folder does not fit, before anything is trained.
@@ -38,6 +44,8 @@ def run(recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, 
     config = _read_config(recipe)
     if seed is not None:
         config = dataclasses.replace(config, seed=seed)
+    if onto is not None or config.onto is not None:
+        config = _only_heads(config, onto or str(config.onto))
     data = TrainingData.load(data_dir)
     if isinstance(config.model.video, AvHubertConfig) and config.model.grid.video_rates:
         avhubert_folder(config.model.video)  # which users have to get themselves
@@ -64,14 +72,34 @@ def train_model(
     """
     accelerator, out_dir = run_state.accelerator, run_state.out_dir
     torch.manual_seed(config.seed)  # of the fresh weights
-    model = build_model(config.model)
+    record: dict[str, Any] = {"recipe": recipe, **to_dict(config)}
+    if config.onto is not None:
+        folder = mtsk.model_folder(config.onto)
+        assert config.model.ctc is not None
+        model = load_model(folder)
+        model.add_ctc(config.model.ctc)
+        heads = {"recipe": recipe, **to_dict(config)["ctc"], "seed": config.seed}
+        record = {**read_record(folder).training, "ctc": heads}
+    else:
+        model = build_model(config.model)
     if config.lips_from is not None:
         load_lips(model, mtsk.model_folder(config.lips_from))
     model.to(accelerator.device)
     if train(config, model, data, run_state, validator) and accelerator.is_main_process:
-        save_model(model, out_dir / "model", training={"recipe": recipe, **to_dict(config)})
+        save_model(model, out_dir / "model", training=record)
         print(f"wrote {out_dir / 'model'}")
     return model
+
+
+def _only_heads(config: TrainConfig, onto: str) -> TrainConfig:
+    """The configuration of a run that gives a trained model the character heads of another configuration."""
+    if config.ctc is None:
+        raise ValueError("a recipe with character heads (model.ctc and ctc) is needed to train them onto a model")
+    model = dataclasses.replace(read_record(mtsk.model_folder(onto)).model, ctc=config.model.ctc)
+    joint = dataclasses.replace(config.joint, weights={})
+    return dataclasses.replace(
+        config, model=model, joint=joint, video_encoder=None, warm_start=None, lips_from=None, onto=onto
+    )
 
 
 def _read_config(recipe: str) -> TrainConfig:

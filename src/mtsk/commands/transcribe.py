@@ -9,7 +9,13 @@ from pathlib import Path
 
 import mtsk
 from mtsk.commands import describe
-from mtsk.inference.writers import parse_formats, render, write
+from mtsk.commands.policies import Wish
+from mtsk.device import dtype_of
+from mtsk.inference.beam import Beams
+from mtsk.inference.engine import Engine
+from mtsk.inference.policy import Policy
+from mtsk.inference.subtitles import SubtitleOptions
+from mtsk.inference.writers import SINGLE_FORMATS, SUBTITLE_FORMATS, parse_formats, render, write
 from mtsk.media.files import MEDIA_SUFFIXES, expand
 from mtsk.scale import Scale
 from mtsk.types import Transcript
@@ -18,12 +24,24 @@ _WORDS = ("all", "best")  # instead of a scale
 
 
 def run(
-    files: Sequence[Path], scales: Sequence[str], output_dir: Path | None, formats: str, model: str, face: int
+    files: Sequence[Path],
+    scales: Sequence[str],
+    output_dir: Path | None,
+    formats: str,
+    model: str,
+    face: int,
+    *,
+    subtitles: SubtitleOptions,
+    word_timestamps: bool,
+    search: Beams,
+    precision: str,
+    wish: Wish,
 ) -> int:
     """Transcribes each file; one that fails is told on stderr, and the others go on. Returns the exit code.
 
     Raises:
-        ValueError: if nothing can be done at all: no files, an unknown model, scale or format.
+        ValueError: if nothing can be done at all: no files, an unknown model, scale or format, or what was asked for
+            can't be printed.
         OSError: if nothing can be written to `output_dir`.
     """
     files, scales = _take_files(files, scales)
@@ -32,21 +50,29 @@ def run(
     if face < 0:
         raise ValueError(f"--face {face}: faces count from 0 (the largest)")
     chosen = parse_formats(formats)
+    if wish and list(scales) != ["best"]:
+        raise ValueError("--scale and a policy or budget given; one of them is allowed")
     named = _check_scales(scales)
-    if output_dir is not None:
-        _require_writable(output_dir)
-    engine = mtsk.load(model)
-    engine.grid.select(named)
-    num_failed = 0
     sources = _expand(files)
+    if subtitles.needs_words and not set(chosen) & set(SUBTITLE_FORMATS):
+        raise ValueError("the layout of subtitles (lines, words, highlights) is for srt and vtt; add -f srt or -f vtt")
+    if output_dir is None:
+        _require_printable(chosen, num_files=len(sources), scales=scales)
+    else:
+        _require_writable(output_dir)
+    engine = mtsk.load(model, dtype=dtype_of(precision))
+    engine.grid.select(named)
+    policy = wish.policy_of(engine, model) if wish else None
+    num_failed = 0
     names = _output_names([source for source in sources if isinstance(source, Path)])
     for source in sources:
         try:
             if isinstance(source, ValueError):
                 raise source
-            transcripts = engine.transcribe_scales(source, scales, face=face)
+            transcripts = _transcribe(engine, source, scales, policy, face, search)
             if output_dir is not None:
-                write(output_dir, names[source], source, transcripts, chosen or ("txt",))
+                name, wanted = names[source], chosen or ("txt",)
+                write(output_dir, name, source, transcripts, wanted, subtitles, words=word_timestamps)
         except (ValueError, OSError) as error:
             num_failed += 1
             print(f"mtsk: error: {describe(error)}", file=sys.stderr)
@@ -54,10 +80,20 @@ def run(
         for warning in dict.fromkeys(warning for transcript in transcripts for warning in transcript.warnings):
             print(f"mtsk: warning: {source}: {warning}", file=sys.stderr)
         if chosen and output_dir is None:
-            print("".join(render(name, str(source), transcripts) for name in chosen), end="", flush=True)
+            parts = [render(name, str(source), transcripts, subtitles, words=word_timestamps) for name in chosen]
+            print("".join(parts), end="", flush=True)
         else:
             _print_table(transcripts, title=str(source) if len(sources) > 1 else None)
     return 1 if num_failed else 0
+
+
+def _transcribe(
+    engine: Engine, source: Path, scales: Sequence[str], policy: Policy | None, face: int, search: Beams
+) -> list[Transcript]:
+    """At each scale; or once, under a policy."""
+    if policy is None:
+        return engine.transcribe_scales(source, scales, face=face, beams=search.width, num_best=search.num_best)
+    return [engine.transcribe(source, policy=policy, face=face, beams=search.width, num_best=search.num_best)]
 
 
 def _take_files(files: Sequence[Path], scales: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -84,6 +120,16 @@ def _check_scales(scales: Sequence[str]) -> list[str]:
     for name in named:
         Scale.parse(name)
     return named
+
+
+def _require_printable(formats: Sequence[str], num_files: int, scales: Sequence[str]) -> None:
+    """Subtitles and tables have a head, and numbers or times that begin anew: one behind another can't be read."""
+    single = [name for name in formats if name in SINGLE_FORMATS]
+    if single and (len(formats) > 1 or num_files > 1 or len(scales) > 1 or "all" in scales):
+        raise ValueError(
+            f"{single[0]} is printed alone, of one file at one scale; for more, write files: -f {','.join(formats)} "
+            "-o FOLDER"
+        )
 
 
 def _require_writable(folder: Path) -> None:
@@ -122,4 +168,6 @@ def _print_table(transcripts: Sequence[Transcript], title: str | None) -> None:
     for transcript in transcripts:
         milliseconds = 1000 * (transcript.seconds["encode"] + transcript.seconds["decode"])
         cells = f"{transcript.scale!s:<7} {transcript.num_tokens:4d} tokens  {milliseconds:5.0f} ms"
+        if transcript.flops is not None:
+            cells += f"  {transcript.flops / 1e12:.3f} TFLOPs"
         print(f"{indent}{cells}  {transcript.text}", flush=True)

@@ -12,11 +12,13 @@ from mtsk.config.model import (
     Untrained,
 )
 from mtsk.config.plain import CONVERTER, from_dict, set_values, to_dict
+from mtsk.config.policy import AutoConfig, BandConfig, StepConfig
 from mtsk.config.training import (
     AugmentConfig,
     CtcStageConfig,
     JointStageConfig,
     OptimConfig,
+    ReadingStageConfig,
     TrainConfig,
     VideoStageConfig,
     WarmStartStageConfig,
@@ -26,7 +28,9 @@ __all__ = [
     "CONVERTER",
     "AudioEncoderConfig",
     "AugmentConfig",
+    "AutoConfig",
     "AvHubertConfig",
+    "BandConfig",
     "CompactVideoConfig",
     "ContextConfig",
     "CtcConfig",
@@ -36,6 +40,8 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ProjectorConfig",
+    "ReadingStageConfig",
+    "StepConfig",
     "TrainConfig",
     "Untrained",
     "VideoStageConfig",

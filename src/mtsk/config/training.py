@@ -83,6 +83,26 @@ class WarmStartStageConfig:
     """CTC only where a token covers at most this much time: coarser tokens are fewer than the words need."""
     classes: Literal["texts", "vocabulary"] = "texts"
     """What is told apart: the tokens that occur in the training texts, or all that the LLM has."""
+    embedding_weight: float = 0.0
+    """Of the squared distance to the embeddings themselves, relative to their variance. The cross-entropy alone makes
+    tokens that can be told apart, yet point elsewhere than the embeddings, which have much in common (measured: cosines
+    of 0.13, against 0.44 between embeddings of different tokens); a language model can't copy what it does not know."""
+    character_weight: float = 0.0
+    """Of the losses of the character heads (per step, and CTC). They teach the layers before the projectors to spell,
+    which carries over to words that are rare in training."""
+
+
+@dataclass(frozen=True)
+class ReadingStageConfig:
+    """Between stages 2 and 3: adapters and delimiters alone, from texts and word times, without sound or lips: the LLM
+    learns to read what good projectors would write. Not in the paper."""
+
+    optim: OptimConfig
+    noise: float = 0.3
+    """Standard deviation of the noise on what is read, relative to that of the LLM's embeddings."""
+
+    def __post_init__(self) -> None:
+        require(self.noise >= 0, "noise", self.noise, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,7 @@ class TrainConfig:
     model: ModelConfig
     joint: JointStageConfig
     warm_start: WarmStartStageConfig | None = None
+    reading: ReadingStageConfig | None = None
     video_encoder: VideoStageConfig | None = None
     lips_from: str | None = None
     """A model of this package, or a checkpoint folder, whose lip encoder is used as it is instead of training one."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 
 from mtsk.evaluation.wer import Rate, WordErrors, corpus_rate, word_errors
 from mtsk.scale import Scale
-from mtsk.types import Example
+from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example
 
 NO_INPUT = "no-input"
 HYPOTHESES_FILE = "hypotheses.jsonl"
@@ -41,21 +43,38 @@ class Recognizer(Protocol[Encoded]):
         ...
 
 
+@dataclass(frozen=True)
+class Recognized:
+    """What a peer wrote, in the spelling of the references (lower case, no punctuation, numbers as words)."""
+
+    text: str
+    flops: int | None = None
+    """Operations that it took, if they are known."""
+
+
 class Peer(Protocol):
     """Another system, measured on the same utterances. It has no scale."""
 
-    def transcribe(self, examples: Sequence[Example]) -> list[str]:
-        """One text per example, in the spelling of the references (lower case, no punctuation, numbers as words)."""
+    def recognize(self, examples: Sequence[Example]) -> list[Recognized]:
+        """One result per example."""
         ...
+
+
+FlopsOf = Callable[[Example, Scale, str], int]
+"""Operations that a text of an example took at a scale."""
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was said in one utterance, and what was recognised."""
+    """What was said in one utterance, what was recognised, and what that cost."""
 
     utterance: str
     reference: str
     text: str
+    duration_s: float = 0.0
+    seconds: float | None = None
+    """Time for encoding and decoding; of a batch an equal share."""
+    flops: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,19 @@ class Row:
     rate: Rate
     hypotheses: tuple[Hypothesis, ...]
 
+    @property
+    def seconds(self) -> float | None:
+        """For encoding and decoding an utterance: the median."""
+        known = [each.seconds for each in self.hypotheses if each.seconds is not None]
+        return statistics.median(known) if known else None
+
+    @property
+    def tflops_per_s(self) -> float | None:
+        """Operations for a second of the recordings, in 10^12: the mean."""
+        known = [(each.flops, each.duration_s) for each in self.hypotheses if each.flops is not None]
+        duration_s = sum(length_s for _, length_s in known)
+        return sum(flops for flops, _ in known) / duration_s / 1e12 if duration_s else None
+
 
 def evaluate(
     recognizer: Recognizer[Encoded],
@@ -76,6 +108,7 @@ def evaluate(
     snrs_db: Iterable[float | None],
     *,
     peers: Mapping[str, Peer] | None = None,
+    flops_of: FlopsOf | None = None,
     out_dir: Path,
     console: Console | None = None,
 ) -> list[Row]:
@@ -91,6 +124,7 @@ def evaluate(
         scales: rows of the grid.
         snrs_db: columns of the grid.
         peers: name -> another system.
+        flops_of: the recogniser's operations, if they shall be told.
         out_dir: made if it is missing; an earlier file of hypotheses is replaced.
         console: for the progress line and the warnings.
 
@@ -114,10 +148,10 @@ def evaluate(
                 column.add(name, hypotheses)
             noisy = [scale for scale in scales if str(scale) not in fixed]
             for examples in dataset_of(snr_db):
-                for scale, hypotheses in _recognize(recognizer, examples, noisy):
+                for scale, hypotheses in _recognize(recognizer, examples, noisy, flops_of):
                     column.add(str(scale), hypotheses)
                 for name, peer in peers.items():
-                    column.add(name, _pair(examples, peer.transcribe(examples)))
+                    column.add(name, _ask(peer, examples))
                 if NO_INPUT not in fixed:
                     column.add(NO_INPUT, _pair(examples, recognizer.decode_no_input(examples)))
             warnings = _left_out(column.hypotheses, scales)
@@ -183,9 +217,15 @@ class _Column:
 
 
 def _recognize(
-    recognizer: Recognizer[Encoded], examples: Sequence[Example], scales: Sequence[Scale]
+    recognizer: Recognizer[Encoded],
+    examples: Sequence[Example],
+    scales: Sequence[Scale],
+    flops_of: FlopsOf | None = None,
 ) -> Iterator[tuple[Scale, list[Hypothesis]]]:
-    """Encodes once; for each scale that can use any of the examples, what was recognised in those."""
+    """Encodes once; for each scale that can use any of the examples, what was recognised in those.
+
+    Each scale is charged with the time for encoding all that the scales use together.
+    """
     if not scales:
         return
     needs_sound = any(scale.audio is not None for scale in scales)
@@ -197,10 +237,26 @@ def _recognize(
         )
         for example in examples
     ]
+    started_s = time.perf_counter()
     encoded = recognizer.encode(used)
+    encode_s = (time.perf_counter() - started_s) / len(examples)
     for scale in scales:
         if rows := recognizer.usable(encoded, scale):
-            yield scale, _pair([examples[row] for row in rows], recognizer.decode(encoded, scale, rows))
+            started_s = time.perf_counter()
+            texts = recognizer.decode(encoded, scale, rows)
+            seconds = encode_s + (time.perf_counter() - started_s) / len(rows)
+            chosen = [examples[row] for row in rows]
+            flops = (
+                [flops_of(*each) for each in zip(chosen, [scale] * len(rows), texts, strict=True)] if flops_of else None
+            )
+            yield scale, _pair(chosen, texts, seconds, flops)
+
+
+def _ask(peer: Peer, examples: Sequence[Example]) -> list[Hypothesis]:
+    started_s = time.perf_counter()
+    results = peer.recognize(examples)
+    seconds = (time.perf_counter() - started_s) / len(examples)
+    return _pair(examples, [result.text for result in results], seconds, [result.flops for result in results])
 
 
 def _left_out(hypotheses: Mapping[str, Sequence[Hypothesis]], scales: Sequence[Scale]) -> list[str]:
@@ -231,9 +287,21 @@ def _rate(hypotheses: Sequence[Hypothesis]) -> Rate:
     return corpus_rate([each.reference for each in hypotheses], [each.text for each in hypotheses])
 
 
-def _pair(examples: Sequence[Example], texts: Sequence[str]) -> list[Hypothesis]:
+def _pair(
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    seconds: float | None = None,
+    flops: Sequence[int | None] | None = None,
+) -> list[Hypothesis]:
     assert len(texts) == len(examples), (len(texts), len(examples))
-    return [Hypothesis(example.id, example.text, text) for example, text in zip(examples, texts, strict=True)]
+    each = zip(examples, texts, flops or [None] * len(texts), strict=True)
+    return [Hypothesis(e.id, e.text, text, _duration_s(e), seconds, num) for e, text, num in each]
+
+
+def _duration_s(example: Example) -> float:
+    num_samples = 0 if example.waveform is None else len(example.waveform)
+    num_frames = 0 if example.mouth is None else len(example.mouth)
+    return max(num_samples / SAMPLE_RATE_HZ, num_frames / VIDEO_FPS)
 
 
 def _check_grid(names: Sequence[str], snrs_db: Sequence[float | None]) -> None:

@@ -1,10 +1,11 @@
-"""Other systems to compare with: Whisper's own decoder."""
+"""Other systems to compare with: Whisper's own decoder, and faster-whisper."""
 
 from __future__ import annotations
 
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
+from mtsk.evaluation.flops import WhisperShape
+from mtsk.evaluation.grid import Recognized
 from mtsk.types import SAMPLE_RATE_HZ, Example
 
 _WINDOW_S = 30
 _MAX_TOKENS_PER_S = 10  # speech has 3 to 6
 _MAX_TOKENS_BASE = 16
+_FASTER_BEAMS = 5
 _PROMPT = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 # fmt: off
 _BELOW_20 = [
@@ -80,8 +84,20 @@ class WhisperPeer:
         Raises:
             ValueError: if an example has no sound or lasts longer than 30 s.
         """
+        return [each.text for each in self.recognize(examples)]
+
+    @torch.inference_mode()
+    def recognize(self, examples: Sequence[Example]) -> list[Recognized]:
+        """The same, with the operations of the encoder on its whole window and of a decoder that follows one text.
+
+        Raises:
+            ValueError: as `transcribe`.
+        """
         rows = self._generate(_waveforms(examples))[0]
-        return [spoken_form(text) for text in self._tokenizer.batch_decode(rows)]
+        shape = WhisperShape.of(self._model.config)
+        flops = [shape.encoder_flops + shape.decoder_flops(len(_PROMPT), len(row), self._num_beams) for row in rows]
+        texts = map(spoken_form, self._tokenizer.batch_decode(rows))
+        return [Recognized(text, num) for text, num in zip(texts, flops, strict=True)]
 
     @torch.inference_mode()
     def decode(self, examples: Sequence[Example]) -> list[Decoded]:
@@ -133,6 +149,55 @@ class WhisperPeer:
         log_probs_LV = logits_LV.float().log_softmax(-1)
         log_probs_L: list[float] = log_probs_LV.gather(1, torch.cat([tokens_L, end])[:, None])[:, 0].tolist()
         return tuple(log_probs_L)
+
+
+class FasterWhisperPeer:
+    """faster-whisper (CTranslate2) on the processor, in 8-bit integers, as its users run it: 5 beams, timestamps, drawn
+    again at higher temperatures where it doubts its text. English is given, nothing is left out as silence, and it does
+    not see its text of the window before. It uses as many threads as torch.
+
+    Args:
+        source_path: folder with the model of CTranslate2, its vocabulary and tokenizer.
+        shape: of the model.
+
+    Raises:
+        ValueError: if faster-whisper is not installed.
+    """
+
+    def __init__(self, source_path: Path, shape: WhisperShape) -> None:
+        try:
+            import ctranslate2
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise ValueError(f"{error}: this peer needs `pip install mtsk[bench]`") from error
+        ctranslate2.set_random_seed(0)
+        num_threads = torch.get_num_threads()
+        self._model = WhisperModel(str(source_path), device="cpu", compute_type="int8", cpu_threads=num_threads)
+        self._shape = shape
+
+    def recognize(self, examples: Sequence[Example]) -> list[Recognized]:
+        """Texts in `spoken_form`, one per example, and the operations: those on integers count like any other; those
+        of windows without text, and of texts that it rejected, are not known.
+
+        Raises:
+            ValueError: if an example has no sound or lasts longer than 30 s.
+        """
+        return [self._one(waveform) for waveform in _waveforms(examples)]
+
+    def _one(self, waveform: NDArray[np.float32]) -> Recognized:
+        found, _ = self._model.transcribe(
+            waveform, language="en", beam_size=_FASTER_BEAMS, vad_filter=False, condition_on_previous_text=False
+        )
+        segments = list(found)  # it decodes as they are taken
+        num_tokens = Counter[int]()  # by window
+        for segment in segments:
+            num_tokens[segment.seek] += len(segment.tokens)
+        num_prompt_tokens = len(_PROMPT) - 1  # with timestamps
+        flops = sum(
+            self._shape.encoder_flops + self._shape.decoder_flops(num_prompt_tokens, num, _FASTER_BEAMS)
+            for num in num_tokens.values()
+        )
+        return Recognized(spoken_form("".join(segment.text for segment in segments)), flops or None)
 
 
 def _waveforms(examples: Sequence[Example]) -> list[NDArray[np.float32]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +20,10 @@ from mtsk.evaluation.grid import NO_INPUT, Row
 from mtsk.evaluation.wer import Rate, aligned_hits, normalize
 from mtsk.files import write_whole
 
-FIELDS = ("scale", "snr_db", "wer", "low", "high", "words", "utterances")
+FIELDS = (
+    *("scale", "snr_db", "wer", "low", "high", "words", "utterances"),
+    *("seconds", "tflops_per_s", "threads"),
+)
 _MARKERS = "osD^vPX*"
 
 
@@ -27,7 +31,9 @@ def write_report(rows: Sequence[Row], out_dir: Path) -> None:
     """Writes `wer.json` (a list of objects with the keys `FIELDS`), `wer.csv` (the same) and `wer.png`.
 
     `scale` is a scale such as a4v2 or a baseline's name; `snr_db` is null for clean; `wer`, `low` and `high` are
-    fractions. Each file appears whole or not at all.
+    fractions. `seconds` is the median time for an utterance on so many `threads` of the processor, `tflops_per_s` the
+    mean operations for a second of the recordings; null where they were not measured or are not known. Each file
+    appears whole or not at all.
 
     Raises:
         ValueError: if there is no row.
@@ -48,14 +54,22 @@ def write_report(rows: Sequence[Row], out_dir: Path) -> None:
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Prints WER in percent with its interval: scales and baselines down, SNRs across."""
+    """Prints WER in percent with its interval: scales and baselines down, SNRs across, and what each costs at the first
+    SNR."""
     snrs_db = _sorted_snrs(rows)
     table = Table("scale", title="WER % (95 % interval)")
-    for snr_db in snrs_db:
-        table.add_column(_noise(snr_db), justify="right")
+    costs = {row.name: (row.seconds, row.tflops_per_s) for row in reversed(rows)}
+    heads = [head for i, head in enumerate(("s", "TFLOPs/s")) if any(cost[i] is not None for cost in costs.values())]
+    for head in (*map(_noise, snrs_db), *heads):
+        table.add_column(head, justify="right")
+    if heads:
+        table.caption = f"s: to encode and decode an utterance, median, threads: {torch.get_num_threads()}"
+        table.caption += "; TFLOPs/s: operations for a second of the recordings, mean" * ("TFLOPs/s" in heads)
     cells = {(row.name, row.snr_db): _percent(row.rate) for row in rows}
     for name in _sorted_names(rows):
-        table.add_row(name, *(cells.get((name, snr_db), "") for snr_db in snrs_db))
+        seconds, tflops_per_s = costs[name]
+        cost = ["" if seconds is None else f"{seconds:.2f}", "" if tflops_per_s is None else f"{tflops_per_s:.4f}"]
+        table.add_row(name, *(cells.get((name, snr_db), "") for snr_db in snrs_db), *cost[: len(heads)])
     console.print(table)
 
 
@@ -157,8 +171,9 @@ def _draw_no_input(axes: Axes, rows: Sequence[Row], highest: float) -> None:
 
 def _record(row: Row) -> dict[str, Any]:
     rate = row.rate
-    values = (row.name, row.snr_db, rate.value, rate.low, rate.high, rate.words, rate.utterances)
-    return dict(zip(FIELDS, values, strict=True))
+    measured = (row.name, row.snr_db, rate.value, rate.low, rate.high, rate.words, rate.utterances)
+    cost = (row.seconds, row.tflops_per_s, None if row.seconds is None else torch.get_num_threads())
+    return dict(zip(FIELDS, (*measured, *cost), strict=True))
 
 
 def _num_words(rows: Sequence[Row]) -> list[int]:

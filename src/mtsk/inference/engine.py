@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mtsk.checkpoints.sources import face_models
-from mtsk.checkpoints.store import load_model
+from mtsk.checkpoints.store import load_model, read_record
+from mtsk.config import AutoConfig
 from mtsk.data.collate import collate
 from mtsk.device import best_device, has_bf16
+from mtsk.inference.ahead import ahead
+from mtsk.inference.beam import Beams, beam_search
+from mtsk.inference.characters import Readings, draft_texts
+from mtsk.inference.deciding import Decider
 from mtsk.inference.decoding import greedy
-from mtsk.inference.segments import cut_points
-from mtsk.media import Media, MediaError, MouthTrack, MouthTracker, load_media
+from mtsk.inference.encoded import EncodedExamples, Found, only, spread
+from mtsk.inference.ladder import Ladder
+from mtsk.inference.policy import Auto, Policy
+from mtsk.inference.policy_run import PolicyRun
+from mtsk.inference.recording import BATCH, Part, Recording, batches, duration_s
+from mtsk.inference.words import align_words, text_confidence
+from mtsk.media import MediaError, MouthTracker
+from mtsk.media.stream import stream_media
+from mtsk.media.vad import SpeechDetector
 from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.model.cost import CostModel
 from mtsk.scale import Scale, ScaleGrid
-from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Transcript
+from mtsk.types import Example, Segment, Transcript, Word
 
-MIN_DURATION_S = 0.25  # nothing is said in less; a model would make something up
-SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
-_MIN_SHARE_SEEN = 0.2  # of the frames; fewer are a mistake of the detector, or no talker
-_FRAMES_PER_SIGHTING = 5  # a lost face is looked for on every fifth frame
-_BATCH = 8  # segments; the memory for activations does not grow with the length of a file
 _TOKENS_PER_SECOND, _TOKENS_SPARE = 8.0, 16  # fast speech is under 5 words a second; a word is under 1.6 tokens
 
-
-@dataclass(frozen=True)
-class EncodedExamples:
-    """Features of some examples, and how long each lasts."""
-
-    features: Encoded
-    durations_s: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return len(self.durations_s)
+Precision = torch.dtype | Literal["int8"]
 
 
 class Engine:
@@ -52,43 +47,124 @@ class Engine:
     Args:
         model: in evaluation mode.
         device: default: an accelerator if there is one.
-        dtype: of the weights; default: bfloat16 where the device computes it, else float32.
+        dtype: of the weights; default: bfloat16 where the device computes it, else float32. `int8`: the default, but
+            8-bit integers for the LLM.
+        auto: thresholds of the policy `auto`, if the model was calibrated.
+
+    Attributes:
+        costs: what requests cost.
+
+    Raises:
+        ValueError: if the LLM or the device is not made for int8.
     """
 
     def __init__(
-        self, model: AvsrModel, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        model: AvsrModel,
+        *,
+        device: torch.device | str | None = None,
+        dtype: Precision | None = None,
+        auto: AutoConfig | None = None,
     ) -> None:
         self.device = best_device() if device is None else torch.device(device)
-        self.dtype = dtype or (torch.bfloat16 if has_bf16(self.device) else torch.float32)
+        plain = None if dtype == "int8" else dtype
+        self.dtype = plain or (torch.bfloat16 if has_bf16(self.device) else torch.float32)
         self.model = model.to(self.device, self.dtype).eval()
+        self.costs = CostModel.of_model(self.model)  # while the weights are where they were
+        self.precision = "int8" if dtype == "int8" else str(self.dtype).removeprefix("torch.")
+        self._auto = auto
+        if dtype == "int8":
+            self.model.quantize()
+        else:
+            self.model.flatten()
         self._trackers: dict[int, MouthTracker] = {}
 
     @classmethod
-    def load(
-        cls, folder: Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Engine:
+    def load(cls, folder: Path, *, device: torch.device | str | None = None, dtype: Precision | None = None) -> Engine:
         """An engine from a checkpoint folder.
 
         Raises:
-            ValueError: if it is no checkpoint, or its base weights can't be had.
+            ValueError: if it is no checkpoint, or its base weights can't be had; or as of `Engine`.
         """
-        return cls(load_model(folder), device=device, dtype=dtype)
+        return cls(load_model(folder), device=device, dtype=dtype, auto=read_record(folder).policy)
 
     @property
     def grid(self) -> ScaleGrid:
         """The trained scales."""
         return self.model.grid
 
+    @property
+    def auto(self) -> Auto:
+        """The policy `auto` of this model.
+
+        Raises:
+            ValueError: if the model was not calibrated.
+        """
+        if self._auto is None:
+            raise ValueError("this model was not calibrated for the policy auto; `mtsk calibrate` does it")
+        return Auto(self.grid, self._auto)
+
     # Recognition of examples in memory.
+
+    def recognize(
+        self, examples: Sequence[Example], scales: Sequence[Scale], *, beams: int = 1, num_best: int = 1
+    ) -> list[Segment]:
+        """Recognises examples, each at its own scale, in one batch: tasks, scales and lengths may be mixed.
+
+        Each result is that of the example alone, up to rounding. What an example has beyond its scale is not used.
+
+        Args:
+            examples: at most about 30 s each.
+            scales: one for each.
+            beams: texts that are followed at once; 1 is greedy.
+            num_best: texts that are wanted for each, at most `beams`; see `Segment.alternatives`.
+
+        Returns:
+            A segment for each example, its times from the example's start.
+
+        Raises:
+            ValueError: naming the example, if it lacks a modality of its scale or is too short for a token of it; or
+                if a scale was not trained, or `beams` or `num_best` is out of range.
+        """
+        if len(examples) != len(scales):
+            raise ValueError(f"{len(examples)} examples, but {len(scales)} scales; each example needs one")
+        width = Beams(beams, num_best)
+        for scale in scales:
+            self.model.reading(scale)
+        if not examples:
+            return []
+        needed = [only(example, scale) for example, scale in zip(examples, scales, strict=True)]
+        encoded = self.encode(needed)
+        for row, (example, scale) in enumerate(zip(needed, scales, strict=True)):
+            if not encoded.features.reaches(row, scale):
+                raise ValueError(f"{example.id}: no sound or lips, or too short, for a token at scale {scale}")
+        return self.write(encoded, scales, width)
+
+    def recognize_by(
+        self, examples: Sequence[Example], policies: Sequence[Policy], *, beams: int = 1, num_best: int = 1
+    ) -> list[Segment | None]:
+        """Recognises examples in one batch, each under its policy, see `recognize`; None where that has no scale."""
+        parts = [Part(0.0, duration_s(example), example, {}) for example in examples]
+        return Decider(self, self.costs, Beams(beams, num_best)).decide(parts, policies)[1]
 
     @torch.inference_mode()
     def encode(self, examples: Sequence[Example]) -> EncodedExamples:
-        """Encodes the modalities that the examples have, once for all scales."""
-        batch = collate(examples).to(self.device)
-        durations_s = tuple(_duration_s(example) for example in examples)
-        has_sound, has_lips = bool(batch.num_samples_B.any()), bool(batch.num_frames_B.any())
-        present = [s for s in self.grid if (has_sound or s.audio is None) and (has_lips or s.video is None)]
-        return EncodedExamples(self.model.encode(batch, present), durations_s)
+        """Encodes the modalities that the examples have, once for all scales. A row goes only through the encoders
+        of what it has."""
+        sound = [row for row, example in enumerate(examples) if example.waveform is not None and len(example.waveform)]
+        lips = [row for row, example in enumerate(examples) if example.mouth is not None and len(example.mouth)]
+        present = [s for s in self.grid if (sound or s.audio is None) and (lips or s.video is None)]
+        parts = {part for scale in present for part in scale.parts}
+        heard = [replace(examples[row], mouth=None) for row in sound]
+        seen = [replace(examples[row], waveform=None) for row in lips]
+        audio = self._encoded(heard, [part for part in parts if part.audio is not None]).audio
+        video = self._encoded(seen, [part for part in parts if part.video is not None]).video
+        num_rows = len(examples)
+        features = Encoded(spread(audio, sound, num_rows), spread(video, lips, num_rows))
+        return EncodedExamples(features, Readings.of(self.model, features), tuple(map(duration_s, examples)))
+
+    def _encoded(self, examples: Sequence[Example], scales: Iterable[Scale]) -> Encoded:
+        return self.model.encode(collate(examples).to(self.device), scales) if examples else Encoded(None, None)
 
     def usable(self, encoded: EncodedExamples, scale: Scale) -> list[int]:
         """The rows that have at least one token of each modality of the scale."""
@@ -100,16 +176,48 @@ class Engine:
         Raises:
             ValueError: if the scale was not trained, or an example lacks a modality or is too short for a token.
         """
-        features, durations_s = encoded.features, encoded.durations_s
-        if rows is not None:
-            features, durations_s = features.rows(rows), tuple(durations_s[row] for row in rows)
-        return self._decode_rows(features, [scale] * len(durations_s), durations_s)
+        chosen = encoded if rows is None else encoded.rows(rows)
+        return [found[0].text for found in self._search(chosen, [scale] * len(chosen), Beams())]
 
-    def _decode_rows(self, features: Encoded, scales: Sequence[Scale], durations_s: Sequence[float]) -> list[str]:
+    def _search(self, encoded: EncodedExamples, scales: Sequence[Scale], beams: Beams) -> list[list[Found]]:
+        """What each row may say at its scale, the likeliest first."""
         with torch.inference_mode():
-            inputs = self.model.embed(features, scales, [[]] * len(scales))
-        tokens = greedy(self.model, inputs, scales, [_limit(duration_s) for duration_s in durations_s])
-        return [self.model.prompts.decode(row) for row in tokens]
+            inputs = self.model.embed(encoded.features, scales, [[]] * len(scales))
+        limits = [_limit(length_s) for length_s in encoded.durations_s]
+        write = self.model.prompts.decode
+        if beams.width > 1:
+            found = beam_search(self.model, inputs, scales, limits, beams)
+            # The end counts as a token too.
+            return [[Found(write(list(e.tokens)), e.logprob / (len(e.tokens) + 1)) for e in row] for row in found]
+        drafts = draft_texts(self.model, encoded.readings, scales)
+        decoded = greedy(self.model, inputs, scales, limits, drafts)
+        return [[Found(write(tokens), decoded.mean_log_prob(row))] for row, tokens in enumerate(decoded.tokens)]
+
+    def write(self, encoded: EncodedExamples, scales: Sequence[Scale], beams: Beams) -> list[Segment]:
+        """One segment per row, each at its scale, which the row reaches; times from the row's start."""
+        segments = []
+        for row, found in enumerate(self._search(encoded, scales, beams)):
+            best, scale = found[0], scales[row]
+            characters_SC, alphabet = encoded.readings.at(row, scale), encoded.readings.alphabet
+            words: tuple[Word, ...] = ()
+            confidence: float | None = math.exp(best.mean_logprob)
+            if characters_SC is not None:
+                words = align_words(characters_SC, best.text, alphabet)
+                confidence = text_confidence(characters_SC, best.text, alphabet)
+            segments.append(
+                Segment(
+                    start_s=0.0,
+                    end_s=encoded.durations_s[row],
+                    text=best.text,
+                    scale=scale,
+                    num_tokens=encoded.features.num_tokens(row, scale),
+                    words=words,
+                    confidence=confidence,
+                    # Tokens that spell the same text are one text.
+                    alternatives=tuple(dict.fromkeys(each.text for each in found if each.text != best.text)),
+                )
+            )
+        return segments
 
     def decode_no_input(self, examples: Sequence[Example]) -> list[str]:
         """What the model writes from the prompt alone: a baseline for what its language model guesses.
@@ -117,36 +225,90 @@ class Engine:
         It is asked as at the first scale of the grid, with that scale's adapters.
         Of an example only the duration counts: it limits the text, as in `decode`.
         """
-        limits = [_limit(_duration_s(example)) for example in examples]
+        limits = [_limit(duration_s(example)) for example in examples]
         with torch.inference_mode():
             inputs = self.model.no_input(self.grid.scales[0])
         # The beginning of a greedy text does not depend on its limit: the longest one serves all.
-        tokens = greedy(self.model, inputs, [self.grid.scales[0]], [max(limits, default=0)])[0]
+        tokens = greedy(self.model, inputs, [self.grid.scales[0]], [max(limits, default=0)]).tokens[0]
         return [self.model.prompts.decode(tokens[:limit]) for limit in limits]
 
     # Recognition of files.
 
-    def transcribe(
-        self, source: str | Path | BinaryIO, scale: str | Scale | None = None, *, face: int = 0
-    ) -> Transcript:
-        """Transcribes a media file at one scale.
+    def stream(
+        self,
+        source: str | Path | BinaryIO,
+        scale: str | Scale | None = None,
+        *,
+        policy: Policy | Literal["auto"] | None = None,
+        face: int = 0,
+        beams: int = 1,
+        num_best: int = 1,
+        speech_only: bool | None = None,
+    ) -> Iterator[Segment]:
+        """The segments of a media file at one scale, in the order of time, as they are recognised.
+
+        Nothing is read before the first segment is asked for, and what is held in memory does not grow with the file.
+        A segment that lacks sound or lips is read by the other, see `Segment.scale`.
 
         Args:
             source: path, or a binary file object, of sound or video.
             scale: such as `a4v2`, `4,2`, `a16`, `v5`; default: the finest for what the file has.
+            policy: chooses the scale of each segment instead, see `Segment.decision`; `auto` as it was calibrated.
             face: which face to read, by size, 0 the largest.
+            beams: texts that are followed at once; 1 is greedy.
+            num_best: texts that are wanted for each segment, at most `beams`; see `Segment.alternatives`.
+            speech_only: leave out where nobody is heard to speak. Default: in recordings that are too long for one
+                segment, unless lips alone are read.
 
         Raises:
             MediaError: if the file can't be read.
             ValueError: if the scale was not trained, or needs what the file lacks.
         """
-        names = ["best"] if scale is None else [str(scale)]
-        return self.transcribe_scales(source, names, face=face)[0]
+        width = Beams(beams, num_best)
+        if policy is not None:
+            run = self._under(policy, source, scale, face, width, speech_only)
+            yield from run.segments(growing=True)
+            run.transcript()
+            return
+        names = ["best" if scale is None else str(scale)]
+        recording, [ladder] = self._open(source, names, face, speech_only)
+        for parts in batches(ahead(recording.parts(), BATCH), growing=True):
+            segments = self._write_parts(parts, self.encode([part.example for part in parts]), ladder, width)
+            ladder.add(parts, segments)
+            yield from segments
+        ladder.transcript(recording, self.grid, {})  # refuses what could not be used at all
+
+    def transcribe(
+        self,
+        source: str | Path | BinaryIO,
+        scale: str | Scale | None = None,
+        *,
+        policy: Policy | Literal["auto"] | None = None,
+        face: int = 0,
+        beams: int = 1,
+        num_best: int = 1,
+        speech_only: bool | None = None,
+    ) -> Transcript:
+        """Transcribes a media file at one scale, or under a policy. See `stream` for the arguments and errors."""
+        if policy is not None:
+            run = self._under(policy, source, scale, face, Beams(beams, num_best), speech_only)
+            for _ in run.segments():
+                pass
+            return run.transcript()
+        names, search = ["best" if scale is None else str(scale)], {"beams": beams, "num_best": num_best}
+        return self.transcribe_scales(source, names, face=face, speech_only=speech_only, **search)[0]
 
     def transcribe_scales(
-        self, source: str | Path | BinaryIO, scales: Sequence[str], *, face: int = 0
+        self,
+        source: str | Path | BinaryIO,
+        scales: Sequence[str],
+        *,
+        face: int = 0,
+        beams: int = 1,
+        num_best: int = 1,
+        speech_only: bool | None = None,
     ) -> list[Transcript]:
-        """Transcribes a media file at several scales; it is read and encoded once.
+        """Transcribes a media file at several scales; it is read and encoded once, part by part.
 
         A scale with sound and lips falls back to one of the two where the other is missing, with a warning.
 
@@ -155,158 +317,81 @@ class Engine:
             scales: names of scales; `all` stands for every trained one that the file has the modalities for, `best` for
                 the finest of them.
             face: which face to read, by size, 0 the largest.
+            beams: texts that are followed at once; 1 is greedy.
+            num_best: texts that are wanted for each segment, at most `beams`; see `Segment.alternatives`.
+            speech_only: see `stream`.
 
         Raises:
             MediaError: if the file can't be read.
             ValueError: if a scale was not trained, or needs what the file lacks.
         """
-        for name in scales:  # a typing error costs no decoding
-            if name not in ("all", "best"):
-                self.model.reading(Scale.parse(name))
+        width = Beams(beams, num_best)
         started_s = time.perf_counter()
-        media = self._load(source, scales, face)
-        heard = _Heard.of(media, face)
-        chosen = [pair for name in scales for pair in self._choose(name, heard)]
-        if media.duration_s < MIN_DURATION_S:  # not before: a modality that no scale asks for is not decoded
-            raise MediaError(
-                f"{media.name}: {media.duration_s:.2f} s is too short; at least {MIN_DURATION_S} s is needed"
-            )
-        media_s = time.perf_counter() - started_s
-        started_s = time.perf_counter()
-        segments = heard.segments()
-        encoded = [self.encode(segments[i : i + _BATCH]) for i in range(0, len(segments), _BATCH)]
-        encode_s = time.perf_counter() - started_s
-        transcripts: list[Transcript] = []
-        for scale, warnings in chosen:
-            started_s = time.perf_counter()
-            texts, num_tokens, fallbacks = self._decode_segments(encoded, scale)
-            if num_tokens == 0 and "all" in scales and transcripts:
-                continue  # the finer ones are those that the file allows
-            if num_tokens == 0:
-                raise MediaError(f"{media.name}: {media.duration_s:.2f} s is too short for a token at scale {scale}")
-            seconds = {"media": media_s, "encode": encode_s, "decode": time.perf_counter() - started_s}
-            text = " ".join(filter(None, texts))
-            warnings = (*media.warnings, *warnings, *fallbacks)
-            transcripts.append(Transcript(text, scale, num_tokens, media.duration_s, seconds, warnings))
-        return transcripts
+        recording, ladders = self._open(source, scales, face, speech_only)
+        encode_s = 0.0
+        for parts in batches(ahead(recording.parts(), BATCH)):
+            batch_s = time.perf_counter()
+            encoded = self.encode([part.example for part in parts])
+            encode_s += time.perf_counter() - batch_s
+            for ladder in ladders:
+                batch_s = time.perf_counter()
+                ladder.add(parts, self._write_parts(parts, encoded, ladder, width))
+                ladder.decode_s += time.perf_counter() - batch_s
+        media_s = time.perf_counter() - started_s - encode_s - sum(ladder.decode_s for ladder in ladders)
+        seconds = {"media": media_s, "encode": encode_s}
+        transcripts = [ladder.transcript(recording, self.grid, seconds) for ladder in ladders]
+        possible = [transcript for transcript in transcripts if transcript is not None]
+        if not possible:
+            ladders[0].refuse(recording, self.grid)
+        return possible
 
-    def _decode_segments(self, encoded: Sequence[EncodedExamples], scale: Scale) -> tuple[list[str], int, list[str]]:
-        """Texts, number of LLM tokens, warnings: a segment where one modality has ended is decoded by the other."""
-        texts: list[str] = []
-        num_tokens = 0
-        num_segments = sum(map(len, encoded))
-        num_used: Counter[Scale] = Counter()
-        for part in encoded:
-            features = part.features
-            ladder = [scale, *(alone for alone in scale.parts if alone in self.grid)]
-            usable = {
-                row: next(filter(functools.partial(features.reaches, row), ladder), None) for row in range(len(part))
-            }
-            of_row = {row: its_scale for row, its_scale in usable.items() if its_scale is not None}
-            if of_row:
-                durations_s = [part.durations_s[row] for row in of_row]
-                texts += self._decode_rows(features.rows(list(of_row)), list(of_row.values()), durations_s)
-                num_tokens += sum(features.num_tokens(row, its_scale) for row, its_scale in of_row.items())
-                num_used.update(of_row.values())
-        fallbacks = [
-            f"{other} is used instead of {scale} for {num} of {num_segments} segments"
-            for other, num in sorted(num_used.items())
-            if other != scale
-        ]
-        return texts, num_tokens, fallbacks
+    def _write_parts(
+        self, parts: Sequence[Part], encoded: EncodedExamples, ladder: Ladder, beams: Beams
+    ) -> list[Segment]:
+        """A segment for each part that has a rung on the ladder."""
+        reaches = encoded.features.reaches
+        rungs = [ladder.rung(part, functools.partial(reaches, row)) for row, part in enumerate(parts)]
+        of_row = {row: scale for row, scale in enumerate(rungs) if scale is not None}
+        if not of_row:
+            return []
+        segments = self.write(encoded.rows(list(of_row)), list(of_row.values()), beams)
+        return [parts[row].place(segment) for row, segment in zip(of_row, segments, strict=True)]
 
-    def _load(self, source: str | Path | BinaryIO, scales: Sequence[str], face: int) -> Media:
-        named = [Scale.parse(name) for name in scales if name not in ("all", "best")]
-        lips = len(named) < len(scales) or any(scale.video is not None for scale in named)
-        return load_media(source, tracker=self._tracker(face) if lips and self.grid.video_rates else None)
+    def _under(
+        self, policy: Policy | Literal["auto"], source: str | Path | BinaryIO, scale: str | Scale | None, face: int,
+        beams: Beams, speech_only: bool | None,
+    ) -> PolicyRun:  # fmt: skip
+        if scale is not None:
+            raise ValueError(f"scale {scale} and a policy given; one of them is allowed")
+        decider, policy = Decider(self, self.costs, beams), self.auto if policy == "auto" else policy
+        return PolicyRun(decider, policy, source, self._tracker(face), self.grid, speech_only=speech_only)
+
+    def _open(
+        self, source: str | Path | BinaryIO, names: Sequence[str], face: int, speech_only: bool | None
+    ) -> tuple[Recording, list[Ladder]]:
+        named = [Scale.parse(name) for name in names if name not in ("all", "best")]
+        for scale in named:  # a typing error costs no decoding
+            self.model.reading(scale)
+        is_open = len(named) < len(names)
+        lips = bool(self.grid.video_rates) and (is_open or any(scale.video is not None for scale in named))
+        if speech_only is None and not is_open and all(scale.audio is None for scale in named):
+            speech_only = False
+        stream = stream_media(source, tracker=self._tracker(face) if lips else None)
+        recording = Recording(stream, SpeechDetector, speech_only=speech_only, face=face)
+        ladders = [ladder for name in names for ladder in Ladder.named(name, self.grid)]
+        try:
+            for ladder in ladders:
+                ladder.check(recording, self.grid)
+        except MediaError:
+            stream.close()
+            raise
+        return recording, ladders
 
     def _tracker(self, face: int) -> MouthTracker:
         if face not in self._trackers:
             self._trackers[face] = MouthTracker(face_models, face=face)
         return self._trackers[face]
 
-    def _choose(self, name: str, heard: _Heard) -> list[tuple[Scale, tuple[str, ...]]]:
-        """The scales that a name stands for on this input, each with warnings."""
-        if name in ("all", "best"):
-            possible = [scale for scale in self.grid if not heard.lacking(scale)]
-            if not possible:
-                raise MediaError(f"{heard.name}: {heard.what_is_missing()}; this model has the scales {self.grid}")
-            # The grid lists finer rates first, and both modalities last: the best is the first of the richest.
-            best = max(possible, key=lambda scale: len(scale.parts))
-            return [(scale, ()) for scale in (possible if name == "all" else [best])]
-        scale = Scale.parse(name)
-        self.model.reading(scale)
-        lacking = heard.lacking(scale)
-        if not lacking:
-            return [(scale, ())]
-        remaining = [part for part in scale.parts if not heard.lacking(part)]
-        reason = f"{' and '.join(lacking)} for scale {scale}"
-        if not remaining or remaining[0] not in self.grid:
-            raise MediaError(f"{heard.name}: {reason}")
-        return [(remaining[0], (f"{reason}; {remaining[0]} is used",))]
 
-
-@dataclass(frozen=True)
-class _Heard:
-    """What of a file can be used: sound that is not silent, lips of a face."""
-
-    name: str
-    waveform: NDArray[np.float32] | None
-    mouth: NDArray[np.uint8] | None
-    duration_s: float
-    missing: dict[str, str]  # modality -> why it can't be used
-
-    @classmethod
-    def of(cls, media: Media, face: int = 0) -> _Heard:
-        missing = {}
-        waveform, mouth = media.waveform, None
-        if waveform is None:
-            missing["audio"] = "no sound"
-        elif math.sqrt(float(np.square(waveform, dtype=np.float64).mean())) < SILENCE_RMS:
-            waveform, missing["audio"] = None, "the sound is silent"
-        if not media.has_video_stream:
-            missing["video"] = "no video"
-        elif media.mouth is None or media.mouth.num_faces == 0:
-            missing["video"] = "no face"
-        elif media.mouth.num_detected == 0:
-            missing["video"] = f"no face {face} (the video shows {media.mouth.num_faces}, counted from 0)"
-        elif _share_seen(media.mouth) < _MIN_SHARE_SEEN:
-            missing["video"] = f"a face on only {media.mouth.num_detected} of {media.mouth.num_frames} frames"
-        else:
-            mouth = media.mouth.crops_THW
-        return cls(media.name, waveform, mouth, media.duration_s, missing)
-
-    def lacking(self, scale: Scale) -> list[str]:
-        wanted = [name for name, rate in (("audio", scale.audio), ("video", scale.video)) if rate is not None]
-        return [self.missing[name] for name in wanted if name in self.missing]
-
-    def what_is_missing(self) -> str:
-        return " and ".join(self.missing.values())
-
-    def segments(self) -> list[Example]:
-        points = cut_points(self.waveform, self.duration_s)
-        return [self._segment(start_s, end_s) for start_s, end_s in itertools.pairwise(points)]
-
-    def _segment(self, start_s: float, end_s: float) -> Example:
-        samples, frames = (slice(round(start_s * hz), round(end_s * hz)) for hz in (SAMPLE_RATE_HZ, VIDEO_FPS))
-        waveform = None if self.waveform is None else self.waveform[samples]
-        return Example(self.name, waveform, None if self.mouth is None else self.mouth[frames])
-
-
-def _share_seen(mouth: MouthTrack) -> float:
-    """Share of the frames whose crop shows lips.
-
-    Frames within a second of a sighting count as interpolated, so a single one would stand for two seconds.
-    """
-    num_seen = min(mouth.num_detected + mouth.num_interpolated, _FRAMES_PER_SIGHTING * mouth.num_detected)
-    return num_seen / mouth.num_frames
-
-
-def _duration_s(example: Example) -> float:
-    num_samples = 0 if example.waveform is None else len(example.waveform)
-    num_frames = 0 if example.mouth is None else len(example.mouth)
-    return max(num_samples / SAMPLE_RATE_HZ, num_frames / VIDEO_FPS)
-
-
-def _limit(duration_s: float) -> int:
-    return _TOKENS_SPARE + math.ceil(duration_s * _TOKENS_PER_SECOND)
+def _limit(length_s: float) -> int:
+    return _TOKENS_SPARE + math.ceil(length_s * _TOKENS_PER_SECOND)

@@ -1,68 +1,310 @@
-"""Transcripts as files: plain text and JSON."""
+"""Transcripts as files: plain text, subtitles, tables, JSON; at once or segment by segment."""
 
 from __future__ import annotations
 
+import html
+import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, TextIO
 
-from mtsk.types import Transcript
+from mtsk.files import write_whole
+from mtsk.inference.subtitles import Cue, CueMaker, SubtitleOptions, milliseconds
+from mtsk.scale import Scale
+from mtsk.types import Segment, Transcript
 
-FORMATS = ("txt", "json")
+FORMATS = ("txt", "srt", "vtt", "tsv", "json")
+SUBTITLE_FORMATS = ("srt", "vtt")  # those that `SubtitleOptions` are for
+SINGLE_FORMATS = ("srt", "vtt", "tsv")  # a document has one transcript; the others hold all scales of a file
+_PLAIN = SubtitleOptions()
+_ODD = "backslashreplace"  # a file name need not be text (of Linux, any bytes); in JSON its odd bytes become \udcXX
 
 
-def to_txt(transcripts: Sequence[Transcript]) -> str:
-    """The text alone; for several scales a line each, the scale in front with a tab."""
-    if len(transcripts) == 1:
-        return f"{transcripts[0].text}\n"
-    return "".join(f"{transcript.scale}\t{transcript.text}\n" for transcript in transcripts)
+class Writer(Protocol):
+    """Takes the segments of a recording as they come."""
+
+    def add(self, segment: Segment) -> None:
+        """Takes the next segment."""
+
+    def close(self, transcripts: Sequence[Transcript] = ()) -> None:
+        """Writes what has waited, and closes a file that the writer opened.
+
+        Args:
+            transcripts: what the segments make up, for JSON; without, JSON takes it from the segments.
+        """
 
 
-def to_json(name: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:
-    """The file and a list of transcripts: text, scale, number of tokens, seconds per stage, warnings.
+def open_writer(
+    format_name: str,
+    target: Path | TextIO,
+    options: SubtitleOptions = _PLAIN,
+    *,
+    source: str = "",
+    words: bool = False,
+) -> Writer:
+    """A writer for one transcript (JSON: for all of a file), in one of `FORMATS`.
 
-    Without `indent` it is one line, so that what is printed for several files is JSON Lines.
+    All but JSON are written and flushed cue by cue, so a file that is cut off is valid as far as it goes. JSON keeps
+    the segments in memory, and is written when closed: as a whole file, laid out, or to a stream as one line.
+
+    Args:
+        format_name: one of `FORMATS`.
+        target: a file, which is opened here (anew) and closed by `close`, its folders made if missing; or a stream,
+            which stays open.
+        options: the layout of subtitles.
+        source: what was transcribed, for JSON.
+        words: whether JSON has the words with their times.
+
+    Raises:
+        ValueError: for another format.
+        OSError: if the file can't be written.
     """
-    record = {"file": name, "transcripts": [transcript.to_dict() for transcript in transcripts]}
-    return json.dumps(record, ensure_ascii=False, indent=indent) + "\n"
-
-
-def render(format_name: str, source: str, transcripts: Sequence[Transcript], *, indent: int | None = None) -> str:
-    """The transcripts in one of `FORMATS`; `indent` lays out JSON, and text has no layout."""
-    return to_txt(transcripts) if format_name == "txt" else to_json(source, transcripts, indent=indent)
+    if format_name not in FORMATS:
+        raise ValueError(f"no format {format_name}; there are: {', '.join(FORMATS)}")
+    if format_name == "json":
+        return _JsonWriter(target, source, words)
+    sink = _Sink(target)
+    if format_name == "txt":
+        return _TxtWriter(sink)
+    if format_name == "tsv":
+        return _TsvWriter(sink)
+    if format_name == "srt":
+        return _CueWriter(sink, CueMaker(options, str), _srt_cue)
+    sink.write("WEBVTT\n\n")
+    return _CueWriter(sink, CueMaker(options, _escape_vtt), _vtt_cue)
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """Reads `txt,json`.
+    """Reads `txt,srt`; `all` stands for each of `FORMATS`.
 
     Raises:
         ValueError: naming the formats there are.
     """
     names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    if "all" in names:
+        names = FORMATS
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
-        raise ValueError(f"no format {', '.join(unknown)}; there are: {', '.join(FORMATS)}")
+        raise ValueError(f"no format {', '.join(unknown)}; there are: {', '.join(FORMATS)}, all")
     return tuple(dict.fromkeys(names))
 
 
+def render(
+    format_name: str,
+    source: str,
+    transcripts: Sequence[Transcript],
+    options: SubtitleOptions = _PLAIN,
+    *,
+    words: bool = False,
+) -> str:
+    """The transcripts of a source in one of `FORMATS`, to print; JSON is one line, so that several are JSON Lines."""
+    stream = io.StringIO()
+    _fill(format_name, stream, source, transcripts, options, words)
+    return stream.getvalue()
+
+
 def write(
-    folder: Path, name: str, source: Path, transcripts: Sequence[Transcript], formats: Sequence[str]
+    folder: Path,
+    name: str,
+    source: Path,
+    transcripts: Sequence[Transcript],
+    formats: Sequence[str],
+    options: SubtitleOptions = _PLAIN,
+    *,
+    words: bool = False,
 ) -> list[Path]:
-    """Writes `<name>.<format>` for each format; returns the paths.
+    """Writes a file for each format, and for each scale where the format holds one (`output_path`); returns the paths.
 
     Args:
         folder: is made if missing.
         name: usually the file name of the source with its suffix, so that `a.mp4` and `a.wav` do not meet.
         source: what was transcribed.
-        transcripts: of the source.
+        transcripts: of the source, one per scale.
         formats: some of `FORMATS`.
+        options: the layout of subtitles.
+        words: whether JSON has the words with their times.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    of_scale = {transcript.scale: transcript for transcript in transcripts}  # two may have fallen back to the same
+    paths: list[Path] = []
     for format_name in formats:
-        path = folder / f"{name}.{format_name}"
-        # A file name need not be text (of Linux, any bytes); in JSON its odd bytes become \udcXX.
-        content = render(format_name, str(source), transcripts, indent=2)
-        path.write_text(content, encoding="utf-8", errors="backslashreplace")
-        paths.append(path)
+        if format_name not in SINGLE_FORMATS:
+            files = {output_path(folder, name, format_name): transcripts}
+        else:
+            several = len(of_scale) > 1
+            files = {
+                output_path(folder, name, format_name, scale if several else None): [transcript]
+                for scale, transcript in of_scale.items()
+            }
+        for path, its_transcripts in files.items():
+            _fill(format_name, path, str(source), its_transcripts, options, words)
+        paths += files
     return paths
+
+
+def output_path(folder: Path, name: str, format_name: str, scale: Scale | None = None) -> Path:
+    """`<name>.<format>`, or of one scale among several `<name>.<scale>.<format>`."""
+    return folder / (f"{name}.{format_name}" if scale is None else f"{name}.{scale}.{format_name}")
+
+
+def _fill(
+    format_name: str,
+    target: Path | TextIO,
+    source: str,
+    transcripts: Sequence[Transcript],
+    options: SubtitleOptions,
+    words: bool,
+) -> None:
+    if format_name == "txt" and len(transcripts) > 1:  # a line each
+        sink = _Sink(target)
+        sink.write("".join(f"{transcript.scale}\t{transcript.text}\n" for transcript in transcripts))
+        sink.close()
+        return
+    writer = open_writer(format_name, target, options, source=source, words=words)
+    for transcript in transcripts:
+        for segment in _segments(transcript):
+            writer.add(segment)
+    writer.close(transcripts)
+
+
+def _segments(transcript: Transcript) -> Sequence[Segment]:
+    """Those that it has, or all of it as one."""
+    whole = Segment(0.0, transcript.duration_s, transcript.text, transcript.scale, transcript.num_tokens)
+    return transcript.segments or (whole,)
+
+
+class _Sink:
+    """A text file or stream in which all that was written arrives at once."""
+
+    def __init__(self, target: Path | TextIO) -> None:
+        self._is_own = isinstance(target, Path)
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: TextIO = target.open("w", encoding="utf-8", errors=_ODD, newline="\n")
+        else:
+            self._stream = target
+
+    def write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._is_own:
+            self._stream.close()
+
+
+class _TxtWriter:
+    """A line per segment with a text; of a transcript without any, an empty line."""
+
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
+        self._is_empty = True
+
+    def add(self, segment: Segment) -> None:
+        if segment.text.strip():
+            self._is_empty = False
+            self._sink.write(f"{_one_line(segment.text)}\n")
+
+    def close(self, transcripts: Sequence[Transcript] = ()) -> None:  # noqa: ARG002
+        if self._is_empty:
+            self._sink.write("\n")
+        self._sink.close()
+
+
+class _TsvWriter:
+    """A row per segment with a text: start and end in milliseconds, text."""
+
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
+        sink.write("start\tend\ttext\n")
+
+    def add(self, segment: Segment) -> None:
+        if segment.text.strip():
+            times = f"{milliseconds(segment.start_s)}\t{milliseconds(segment.end_s)}"
+            self._sink.write(f"{times}\t{_one_line(segment.text)}\n")
+
+    def close(self, transcripts: Sequence[Transcript] = ()) -> None:  # noqa: ARG002
+        self._sink.close()
+
+
+class _CueWriter:
+    """Subtitles."""
+
+    def __init__(self, sink: _Sink, maker: CueMaker, layout: Callable[[int, Cue], str]) -> None:
+        self._sink = sink
+        self._maker = maker
+        self._layout = layout
+        self._num_cues = 0
+
+    def add(self, segment: Segment) -> None:
+        self._write(self._maker.add(segment))
+
+    def close(self, transcripts: Sequence[Transcript] = ()) -> None:  # noqa: ARG002
+        self._write(self._maker.close())
+        self._sink.close()
+
+    def _write(self, cues: Sequence[Cue]) -> None:
+        for cue in cues:
+            self._num_cues += 1
+            self._sink.write(self._layout(self._num_cues, cue))
+
+
+class _JsonWriter:
+    """The file and its transcripts, when closed."""
+
+    def __init__(self, target: Path | TextIO, source: str, words: bool) -> None:
+        self._target = target
+        self._source = source
+        self._words = words
+        self._segments: list[Segment] = []
+
+    def add(self, segment: Segment) -> None:
+        self._segments.append(segment)
+
+    def close(self, transcripts: Sequence[Transcript] = ()) -> None:
+        transcripts = transcripts or _joined(self._segments)
+        record = {
+            "file": self._source,
+            "transcripts": [transcript.to_dict(words=self._words) for transcript in transcripts],
+        }
+        is_file = isinstance(self._target, Path)
+        text = json.dumps(record, ensure_ascii=False, indent=2 if is_file else None) + "\n"
+        if isinstance(self._target, Path):
+            write_whole(self._target, text.encode(errors=_ODD))
+        else:
+            self._target.write(text)
+            self._target.flush()
+
+
+def _joined(segments: Sequence[Segment]) -> list[Transcript]:
+    if not segments:
+        return []
+    text = " ".join(filter(None, (segment.text for segment in segments)))
+    num_tokens = sum(segment.num_tokens for segment in segments)
+    return [Transcript(text, segments[0].scale, num_tokens, segments[-1].end_s, {}, segments=tuple(segments))]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escape_vtt(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
+def _srt_cue(number: int, cue: Cue) -> str:
+    text = re.sub("-{2,}>", "->", cue.text)  # would be read as times, and SubRip has no escapes
+    return f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n{text}\n\n"
+
+
+def _vtt_cue(_: int, cue: Cue) -> str:
+    return f"{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{cue.text}\n\n"
+
+
+def _clock(time_ms: int, point: str) -> str:
+    """Hours have two digits or more."""
+    minutes, milliseconds_ = divmod(time_ms, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    seconds, milliseconds_ = divmod(milliseconds_, 1000)
+    return f"{hours:02}:{minutes:02}:{seconds:02}{point}{milliseconds_:03}"

@@ -30,6 +30,11 @@ class WaveformBuilder:
         self._started = False
         self._num_early = 0  # samples before time 0, still to be dropped
 
+    @property
+    def num_samples(self) -> int:
+        """Samples so far, taken or not."""
+        return self._num_samples
+
     def add(self, frame: av.AudioFrame) -> None:
         """Takes the next frame.
 
@@ -46,9 +51,14 @@ class WaveformBuilder:
         self._resample(frame)
 
     def finish(self) -> NDArray[np.float32]:
-        """The waveform (N,) in [-1, 1]."""
+        """The waveform (N,) in [-1, 1], or what was not taken of it."""
         self._drain()
-        return np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+        return self.take()
+
+    def take(self) -> NDArray[np.float32]:
+        """Hands over the samples so far, (N,); the next call goes on after them."""
+        pieces, self._pieces = self._pieces, []
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
     def _align(self, start_s: float | None) -> None:
         """Makes the samples so far end where the next frame starts. A jump back in time is ignored."""

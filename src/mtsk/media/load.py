@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtsk.media.audio import WaveformBuilder
 from mtsk.media.container import MAX_DURATION_S, MediaFile, open_media
-from mtsk.media.mouth import MouthTrack, MouthTracker
+from mtsk.media.mouth import MouthTrack, MouthTracker, Sighting
 from mtsk.media.video import PictureReader, resample_to_grid
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
 
@@ -64,25 +65,24 @@ def load_media(
             reader = PictureReader(file)
             mouth = tracker.track(resample_to_grid(_timed(file, builder, reader), frame_s=reader.frame_s))
             if mouth.num_frames:
-                _note_faces(file, mouth, tracker.face)
-            else:
-                mouth = None
-                file.warn("no picture could be decoded")
+                counts = (mouth.num_detected, mouth.num_interpolated, mouth.num_missing)
+                note_faces(file, Counter(dict(zip(Sighting, counts, strict=True))), mouth.num_faces, tracker.face)
         elif builder is not None:
             for frame in file.decode(audio=True, video=False):
                 assert isinstance(frame, av.AudioFrame)
                 builder.add(frame)
         waveform = None if builder is None else builder.finish()
-        if waveform is not None and not len(waveform):
-            waveform = None
-            file.warn("no sound could be decoded")
-        audio_s = 0.0 if waveform is None else len(waveform) / SAMPLE_RATE_HZ
-        video_s = 0.0 if mouth is None else mouth.num_frames / VIDEO_FPS
-        if file.audio is not None and waveform is not None:
-            file.check_end(file.audio, audio_s)
-        if file.video is not None and mouth is not None:
-            file.check_end(file.video, video_s)
-        return Media(file.name, waveform, mouth, max(audio_s, video_s), file.video is not None, tuple(file.warnings))
+        audio_s = None if waveform is None else len(waveform) / SAMPLE_RATE_HZ
+        video_s = None if mouth is None else mouth.num_frames / VIDEO_FPS
+        note_ends(file, audio_s=audio_s, video_s=video_s)
+        return Media(
+            name=file.name,
+            waveform=waveform if audio_s else None,
+            mouth=mouth if video_s else None,
+            duration_s=max(audio_s or 0.0, video_s or 0.0),
+            has_video_stream=file.video is not None,
+            warnings=tuple(file.warnings),
+        )
 
 
 def _timed(
@@ -96,10 +96,22 @@ def _timed(
             builder.add(frame)
 
 
-def _note_faces(file: MediaFile, mouth: MouthTrack, face: int) -> None:
-    if mouth.num_faces == 0:
+def note_faces(file: MediaFile, sightings: Counter[Sighting], num_faces: int, face: int) -> None:
+    """Warns if the face that was to be followed is not on all frames; these are counted by what was seen on them."""
+    num_missing = sightings[Sighting.MISSING]
+    if num_faces == 0:
         file.warn("no face was found in the video")
-    elif mouth.num_detected == 0:
-        file.warn(f"face {face} (counted from 0, by size) was not found; the video shows {mouth.num_faces}")
-    elif mouth.num_missing:
-        file.warn(f"no face on {mouth.num_missing} of {mouth.num_frames} frames; the last place was held")
+    elif not sightings[Sighting.DETECTED]:
+        file.warn(f"face {face} (counted from 0, by size) was not found; the video shows {num_faces}")
+    elif num_missing:
+        file.warn(f"no face on {num_missing} of {sightings.total()} frames; the last place was held")
+
+
+def note_ends(file: MediaFile, *, audio_s: float | None, video_s: float | None) -> None:
+    """Warns if a stream gave nothing, or ended early. None is what was not to be decoded."""
+    for stream, decoded_s, what in ((file.video, video_s, "picture"), (file.audio, audio_s, "sound")):
+        if stream is not None and decoded_s is not None:
+            if decoded_s == 0.0:
+                file.warn(f"no {what} could be decoded")
+            else:
+                file.check_end(stream, decoded_s)

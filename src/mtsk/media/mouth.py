@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 from typing import Protocol
 
@@ -85,26 +86,69 @@ class MouthTracker:
         Returns:
             The crops. Without any face they are black, and `num_detected` is 0.
         """
-        follower = self._follower()
-        cutter = _Cutter()
-        last: NDArray[np.uint8] | None = None
-        for image in frames:
-            if image is not last:  # a still picture, or a hole in the video, repeats the same array
-                points = follower.find(image)
-                grey = np.asarray(Image.fromarray(image).convert("L"))
-                last = image
-            cutter.push(grey, points, follower.scene)
-        crops = cutter.finish()
-        return MouthTrack(
-            crops_THW=np.stack(crops) if crops else np.zeros((0, MOUTH_SIZE_PX, MOUTH_SIZE_PX), np.uint8),
-            num_detected=cutter.num_detected,
-            num_interpolated=cutter.num_interpolated,
-            num_missing=len(crops) - cutter.num_detected - cutter.num_interpolated,
-            num_faces=follower.num_faces,
-        )
+        stream = self.stream()
+        crops = [crop for image in frames for crop in stream.push(image)]
+        return track_of([*crops, *stream.finish()], stream.num_faces)
+
+    def stream(self) -> MouthStream:
+        """The same for the frames of another video that are handed over one by one."""
+        return MouthStream(self._follower())
 
     def _follower(self) -> Follower:
         return _MeshFollower(self._detector, self._mesh, self.face)
+
+
+class Sighting(Enum):
+    """How the place of a crop is known. See `MouthTrack`."""
+
+    DETECTED = 0
+    INTERPOLATED = 1
+    MISSING = 2
+
+
+Crop = tuple[NDArray[np.uint8], Sighting]  # (96, 96)
+
+
+def track_of(crops: Sequence[Crop], num_faces: int) -> MouthTrack:
+    """A track of consecutive crops."""
+    counts = Counter(sighting for _, sighting in crops)
+    empty = np.zeros((0, MOUTH_SIZE_PX, MOUTH_SIZE_PX), np.uint8)
+    return MouthTrack(
+        crops_THW=np.stack([crop for crop, _ in crops]) if crops else empty,
+        num_detected=counts[Sighting.DETECTED],
+        num_interpolated=counts[Sighting.INTERPOLATED],
+        num_missing=counts[Sighting.MISSING],
+        num_faces=num_faces,
+    )
+
+
+class MouthStream:
+    """Follows one face through a video, frame by frame, and cuts out its mouth up to about a second later."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._cutter = _Cutter()
+        self._last: NDArray[np.uint8] | None = None
+        self._grey: NDArray[np.uint8] | None = None
+        self._points: NDArray[np.float64] | None = None
+
+    @property
+    def num_faces(self) -> int:
+        """Faces in the picture, see `MouthTrack`."""
+        return self._follower.num_faces
+
+    def push(self, image: NDArray[np.uint8]) -> list[Crop]:
+        """Takes the next frame, RGB (H, W, 3), all of one size. Returns the crops that are settled by it, in order."""
+        if image is not self._last:  # a still picture, or a hole in the video, repeats the same array
+            self._points = self._follower.find(image)
+            self._grey = np.asarray(Image.fromarray(image).convert("L"))
+            self._last = image
+        assert self._grey is not None
+        return self._cutter.push(self._grey, self._points, self._follower.scene)
+
+    def finish(self) -> list[Crop]:
+        """The crops that are left."""
+        return self._cutter.finish()
 
 
 class Follower(Protocol):
@@ -172,21 +216,28 @@ def is_elsewhere(points_K2: NDArray[np.float64], last_K2: NDArray[np.float64]) -
     return bool(jump > _MAX_JUMP_FACES * float(np.ptp(last_K2, axis=0).max()))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the face is on a frame."""
+
+    points: NDArray[np.float64]  # (K + 1, 2), or none
+    scene: int
+    sighting: Sighting
+
+
 class _Cutter:
     """Bridges gaps, smooths the places over time, and cuts; holds the frames whose place is not settled yet."""
 
     def __init__(self) -> None:
         self._waiting: deque[NDArray[np.uint8]] = deque()  # grey frames without a crop yet
-        self._places: list[NDArray[np.float64]] = []  # settled points per frame, (K + 1, 2)
-        self._scenes: list[int] = []
+        self._places: deque[_Place] = deque()  # settled: of the frames that wait, and of those just before them
+        self._num_past = 0  # of these places, those of frames that are cut
         self._num_open = 0  # latest frames, not settled: the gap that is open
         self._gave_up = False  # that gap is too long
-        self._crops: list[NDArray[np.uint8]] = []
-        self.num_detected = 0
-        self.num_interpolated = 0
+        self._seen = False
 
-    def push(self, grey: NDArray[np.uint8], points: NDArray[np.float64] | None, scene: int) -> None:
-        """Takes the next frame and what was found on it."""
+    def push(self, grey: NDArray[np.uint8], points: NDArray[np.float64] | None, scene: int) -> list[Crop]:
+        """Takes the next frame and what was found on it. Returns the crops that are settled by it."""
         self._waiting.append(grey)
         if points is None:
             self._num_open += 1
@@ -195,57 +246,56 @@ class _Cutter:
                 self._hold_last()
         else:
             self._bridge(points, scene)
-            self._settle(points, scene)
+            self._places.append(_Place(points, scene, Sighting.DETECTED))
             self._gave_up = False
-            self.num_detected += 1
-        self._cut(final=False)
+            self._seen = True
+        return self._cut(num_ahead=_SMOOTHING_RADIUS_FRAMES)
 
-    def finish(self) -> list[NDArray[np.uint8]]:
-        """All crops, one per frame."""
-        if self.num_detected:
-            self.num_interpolated += self._num_open
-        self._hold_last()
-        self._cut(final=True)
+    def finish(self) -> list[Crop]:
+        """The crops that are left."""
+        self._hold_last(Sighting.INTERPOLATED if self._seen else Sighting.MISSING)
+        crops = self._cut(num_ahead=0)
         assert not self._waiting
-        return self._crops
+        return crops
 
-    def _settle(self, points: NDArray[np.float64], scene: int) -> None:
-        self._places.append(points)
-        self._scenes.append(scene)
-
-    def _hold_last(self) -> None:
+    def _hold_last(self, sighting: Sighting = Sighting.MISSING) -> None:
         """Settles a gap that is too long, or does not end, at the last place; nowhere if there was none."""
-        last, scene = (self._places[-1], self._scenes[-1]) if self.num_detected else (_NOWHERE, -1)
-        for _ in range(self._num_open):
-            self._settle(last, scene)
+        last = self._places[-1] if self._seen else _Place(_NOWHERE, -1, sighting)
+        self._places.extend([replace(last, sighting=sighting)] * self._num_open)
         self._num_open = 0
 
     def _bridge(self, points: NDArray[np.float64], scene: int) -> None:
         """Settles the frames of a short gap that ends now, on a line between the places before and after."""
-        same_scene = self.num_detected > 0 and scene == self._scenes[-1]
-        before = self._places[-1] if same_scene else points
+        same_scene = self._seen and scene == self._places[-1].scene
+        before = self._places[-1].points if same_scene else points
         for index in range(1, self._num_open + 1):
             weight = index / (self._num_open + 1)
-            self._settle((1 - weight) * before + weight * points, scene)
-        self.num_interpolated += self._num_open
+            self._places.append(_Place((1 - weight) * before + weight * points, scene, Sighting.INTERPOLATED))
         self._num_open = 0
 
-    def _cut(self, *, final: bool) -> None:
-        ready = len(self._places) - (0 if final else _SMOOTHING_RADIUS_FRAMES)
-        while len(self._crops) < ready:
-            grey, place = self._waiting.popleft(), self._smoothed(len(self._crops))
+    def _cut(self, *, num_ahead: int) -> list[Crop]:
+        """Cuts the frames after whose place at least `num_ahead` more are settled."""
+        crops: list[Crop] = []
+        while self._num_past + num_ahead < len(self._places):
+            grey, place = self._waiting.popleft(), self._smoothed(self._num_past)
             if len(place):
-                self._crops.append(warp(grey, crop_placement(place[:-1], place[-1]), MOUTH_SIZE_PX))
+                crop = warp(grey, crop_placement(place[:-1], place[-1]), MOUTH_SIZE_PX)
             else:
-                self._crops.append(np.zeros((MOUTH_SIZE_PX, MOUTH_SIZE_PX), np.uint8))
+                crop = np.zeros((MOUTH_SIZE_PX, MOUTH_SIZE_PX), np.uint8)
+            crops.append((crop, self._places[self._num_past].sighting))
+            if self._num_past == _SMOOTHING_RADIUS_FRAMES:
+                self._places.popleft()
+            else:
+                self._num_past += 1
+        return crops
 
-    def _smoothed(self, frame: int) -> NDArray[np.float64]:
-        """The Gaussian mean of the places around a frame, within its scene."""
-        first = max(0, frame - _SMOOTHING_RADIUS_FRAMES)
+    def _smoothed(self, index: int) -> NDArray[np.float64]:
+        """The Gaussian mean of the places around one of them, within its scene."""
+        first, scene = max(0, index - _SMOOTHING_RADIUS_FRAMES), self._places[index].scene
         near = [
-            index
-            for index in range(first, min(len(self._places), frame + _SMOOTHING_RADIUS_FRAMES + 1))
-            if self._scenes[index] == self._scenes[frame]
+            other
+            for other in range(first, min(len(self._places), index + _SMOOTHING_RADIUS_FRAMES + 1))
+            if self._places[other].scene == scene
         ]
-        weights = np.exp(-0.5 * ((np.array(near) - frame) / _SMOOTHING_SIGMA_FRAMES) ** 2)
-        return np.tensordot(weights / weights.sum(), np.stack([self._places[index] for index in near]), 1)
+        weights = np.exp(-0.5 * ((np.array(near) - index) / _SMOOTHING_SIGMA_FRAMES) ** 2)
+        return np.tensordot(weights / weights.sum(), np.stack([self._places[other].points for other in near]), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import av
 import numpy as np
@@ -32,30 +32,48 @@ def resample_to_grid(
         frame_s: seconds from a picture to the next, where nothing better is known.
         fps: points per second.
     """
-    index = 0
-    previous: tuple[float, Picture] | None = None
-    shift_s = 0.0
+    grid = PictureGrid[Picture](frame_s=frame_s, fps=fps)
     for time_s, picture in timed:
-        if previous is None:
-            previous = (0.0 if time_s is None else time_s, picture)
-            continue
-        last_s = previous[0]
-        now_s = last_s + frame_s if time_s is None else time_s + shift_s
+        yield from grid.push(time_s, picture)
+    yield from grid.finish()
+
+
+class PictureGrid(Generic[Picture]):
+    """`resample_to_grid` for pictures that are handed over one by one."""
+
+    def __init__(self, *, frame_s: float, fps: float = VIDEO_FPS) -> None:
+        self._frame_s = frame_s
+        self._fps = fps
+        self._index = 0
+        self._previous: tuple[float, Picture] | None = None
+        self._shift_s = 0.0
+
+    def push(self, time_s: float | None, picture: Picture) -> Iterator[Picture]:
+        """Takes the next picture; the pictures of the points that are settled by it. To be read to the end."""
+        if self._previous is None:
+            self._previous = (0.0 if time_s is None else time_s, picture)
+            return
+        last_s, last = self._previous
+        now_s = last_s + self._frame_s if time_s is None else time_s + self._shift_s
         if now_s < last_s - _MAX_STEP_BACK_S:
-            shift_s += last_s + frame_s - now_s
-            now_s = last_s + frame_s
+            self._shift_s += last_s + self._frame_s - now_s
+            now_s = last_s + self._frame_s
         if now_s <= last_s:
-            continue
+            return
+        self._previous = (now_s, picture)
         # Halfway the later picture takes over; the tiny term keeps equal clocks equal in spite of rounding.
-        while index / fps < (last_s + now_s) / 2 - 1e-6:
-            yield previous[1]
-            index += 1
-        previous = (now_s, picture)
-    if previous is not None:
-        end_s = previous[0] + frame_s
-        while index == 0 or (index + 0.5) / fps <= end_s + 1e-6:
-            yield previous[1]
-            index += 1
+        while self._index / self._fps < (last_s + now_s) / 2 - 1e-6:
+            self._index += 1
+            yield last
+
+    def finish(self) -> Iterator[Picture]:
+        """The pictures of the points that are left."""
+        if self._previous is None:
+            return
+        last_s, last = self._previous
+        while self._index == 0 or (self._index + 0.5) / self._fps <= last_s + self._frame_s + 1e-6:
+            self._index += 1
+            yield last
 
 
 class PictureReader:

@@ -81,6 +81,14 @@ class LoraLinear(nn.Module):
     def prepare(self, indices: Iterable[int]) -> None:
         """Called when a selection begins, with the adapters that it uses: the place for work that rows share."""
 
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor | None:
+        """(O, I) with the delta of the only adapter; None if there are several, or a delta is not all that it does."""
+        if len(self.down_ARI) != 1:
+            return None
+        delta_OI = self.up_AOR[0].float() @ self.down_ARI[0].float()
+        return (self.base.weight.float() + self.scale * delta_OI).to(self.base.weight.dtype)
+
 
 class DoraLinear(LoraLinear):
     """DoRA (Liu et al. 2024, arXiv 2402.09353): an adapter also learns the norm of each output's weights, and the delta
@@ -97,6 +105,10 @@ class DoraLinear(LoraLinear):
         self.magnitude_AO = nn.Parameter(norm_O.repeat(num_adapters, 1))
         self.norm_AO: Tensor
         self.register_buffer("norm_AO", norm_O.repeat(num_adapters, 1), persistent=False)
+
+    def merged_weight(self) -> Tensor | None:
+        """None: the magnitude turns the outputs too."""
+        return None
 
     @torch.no_grad()
     def prepare(self, indices: Iterable[int]) -> None:
@@ -150,6 +162,11 @@ class AdapterBank:
         missing = set(config.targets) - {name.rpartition(".")[2] for name in self.layers}
         if missing:
             raise ValueError(f"the LLM has no linear layer named {', '.join(sorted(missing))}")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all scales use the same adapters, so that rows can't differ in them."""
+        return len(set(self._table.values())) == 1
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable weights of all adapters."""

@@ -18,7 +18,9 @@ from mtsk.model.adapters import AdapterBank
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.compress import COMPRESSORS, average_tokens
 from mtsk.model.ctc import CtcHead
+from mtsk.model.flat import FAMILIES, FlatDecoder
 from mtsk.model.fusion import Fusion, LlmInput, label_columns
+from mtsk.model.int8 import Int8Projection, int8_is_fast
 from mtsk.model.llm import Llm
 from mtsk.model.projector import RateProjectors
 from mtsk.model.video_encoder import VideoEncoder
@@ -47,6 +49,8 @@ class Encoded:
 
     audio: Features | None
     video: Features | None
+    in_context: bool = False
+    """Whether they went through the layers that a projector may have before it, see `AvsrModel.in_context`."""
 
     def __len__(self) -> int:
         return max(0 if part is None else len(part) for part in (self.audio, self.video))
@@ -62,7 +66,8 @@ class Encoded:
 
     def rows(self, rows: Sequence[int]) -> Encoded:
         """The chosen rows."""
-        return Encoded(*(None if part is None else part.rows(rows) for part in (self.audio, self.video)))
+        audio, video = (None if part is None else part.rows(rows) for part in (self.audio, self.video))
+        return Encoded(audio, video, self.in_context)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class AvsrModel(nn.Module):
         self.config = config
         self.grid = config.grid
         self.untrained: Untrained = "refuse"
+        self._flat: FlatDecoder | None = None
         self._llm = llm
         self.llm = llm.model
         self.prompts = llm.prompts.writing(leading_space=config.leading_space)
@@ -209,9 +215,15 @@ class AvsrModel(nn.Module):
         Raises:
             ValueError: if a scale was not trained, or a row is too short for one token of a modality.
         """
+        return self.predict(*self._projected(encoded, scales), scales, texts)
+
+    def predict(
+        self, audio: Sequence[Tensor], video: Sequence[Tensor], scales: Sequence[Scale], texts: Sequence[str]
+    ) -> Prediction:
+        """As `forward`, from the LLM's audio and video tokens (K, E) of each row; K = 0 where its scale has none."""
         targets = [self.prompts.target(text) for text in texts]
         labels_BL = label_columns(targets, self.device)
-        inputs = self.embed(encoded, scales, [target[:-1] for target in targets])
+        inputs = self._input(audio, video, scales, [target[:-1] for target in targets])
         with self.select(scales):
             hidden_BSE = self._llm.decoder(
                 inputs_embeds=inputs.embeds_BSE, attention_mask=inputs.mask_BS, position_ids=inputs.positions_BS
@@ -219,6 +231,23 @@ class AvsrModel(nn.Module):
             # The last column predicts the end of sequence, which is not part of the input.
             logits_BLV = self._llm.logits(hidden_BSE[:, -labels_BL.shape[1] :])
         return Prediction(logits_BLV, labels_BL)
+
+    def in_context(self, encoded: Encoded) -> Encoded:
+        """Features as the projectors and character heads read them, once for all scales."""
+        if encoded.in_context:
+            return encoded
+        features = {"audio": encoded.audio, "video": encoded.video}
+        for name, projectors in self.rate_projectors().items():
+            its = features[name]
+            features[name] = None if its is None else projectors.in_context(its)
+        return Encoded(**features, in_context=True)
+
+    def characters(self, encoded: Encoded) -> dict[str, Features]:
+        """Logits of the character heads, by modality, as far as there are features and heads."""
+        encoded = self.in_context(encoded)
+        features = {"audio": encoded.audio, "video": encoded.video}
+        heads = self.ctc_heads().items()
+        return {name: head.logits(its) for name, head in heads if (its := features[name]) is not None}
 
     def reading(self, scale: Scale) -> Reading:
         """How a scale is read.
@@ -245,14 +274,38 @@ class AvsrModel(nn.Module):
 
     def last_logits(self, inputs: LlmInput, cache: Cache, num_columns: int) -> Tensor:
         """(B, K, V) logits of the tokens after each of the input's last K columns. See `next_logits`."""
-        hidden_BSE = self._llm.decoder(
+        if self._flat is not None:
+            return self._llm.logits(self._flat(inputs, cache)[:, -num_columns:], self._flat.head)
+        return self._llm.logits(self._own_hidden(inputs, cache)[:, -num_columns:])
+
+    def _own_hidden(self, inputs: LlmInput, cache: Cache) -> Tensor:
+        hidden_BSE: Tensor = self._llm.decoder(
             inputs_embeds=inputs.embeds_BSE,
             attention_mask=inputs.mask_BS,
             position_ids=inputs.positions_BS,
             cache=cache,
             use_cache=True,
         ).last_hidden_state
-        return self._llm.logits(hidden_BSE[:, -num_columns:])
+        return hidden_BSE
+
+    def flatten(self) -> None:
+        """From now on `next_logits` and `last_logits` read with the weights as they are now, in fewer calls; if the
+        LLM is of a family that this is known of, else nothing changes."""
+        if FlatDecoder.fits(self.llm):
+            self._flat = FlatDecoder(self.llm, self.adapters)
+
+    def quantize(self) -> None:
+        """The same with 8-bit weights. After that the model can only be read by `next_logits` and `last_logits`.
+
+        Raises:
+            ValueError: if the LLM is of another family, or not on a processor that is made for such arithmetic.
+        """
+        if not FlatDecoder.fits(self.llm):
+            name = type(self.llm).__name__
+            raise ValueError(f"int8 is for language models of the families {' and '.join(FAMILIES)}, not for {name}")
+        if self.device.type != "cpu" or not int8_is_fast():
+            raise ValueError(f"int8 is for processors with VNNI, not for this {self.device.type}; try bfloat16")
+        self._flat = FlatDecoder(self.llm, self.adapters, Int8Projection, torch.float32)
 
     def embed(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[Sequence[int]]) -> LlmInput:
         """The LLM's input: each row's media at its scale, the prompt, then the given text tokens.
@@ -260,9 +313,22 @@ class AvsrModel(nn.Module):
         Raises:
             ValueError: if a row is too short for one token of a modality that its scale has.
         """
+        return self._input(*self._projected(encoded, scales), scales, texts)
+
+    def _projected(self, encoded: Encoded, scales: Sequence[Scale]) -> tuple[list[Tensor], list[Tensor]]:
+        """Audio and video tokens (K, E) of each row at its scale."""
+        encoded = self.in_context(encoded)
         projected = [self.reading(scale).projected for scale in scales]
         rates_a, rates_v = ([(p.rate(m), s.rate(m)) for p, s in zip(projected, scales, strict=True)] for m in "av")
-        audio, video = self._tokens("audio", encoded.audio, rates_a), self._tokens("video", encoded.video, rates_v)
+        return self._tokens("audio", encoded.audio, rates_a), self._tokens("video", encoded.video, rates_v)
+
+    def _input(
+        self,
+        audio: Sequence[Tensor],
+        video: Sequence[Tensor],
+        scales: Sequence[Scale],
+        texts: Sequence[Sequence[int]],
+    ) -> LlmInput:
         sequences = []
         for scale, audio_KE, video_KE, text in zip(scales, audio, video, texts, strict=True):
             num_audio = None if scale.audio is None else len(audio_KE)
@@ -281,7 +347,6 @@ class AvsrModel(nn.Module):
         if features is None:
             raise ValueError(f"the scale needs {name}, which was not encoded")
         projectors = self.rate_projectors()[name]
-        features = projectors.in_context(features)
         for projected_rate, rate in set(rates):
             if projected_rate is None or rate is None:
                 continue

@@ -6,7 +6,6 @@ Letters: B rows, T steps, D channels, H heads.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -8,7 +8,7 @@ positions, masked or not, as the kernels of a prefill with a mask compute it. A 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ from mtsk.model.adapters import LoraLinear, adapter_table
 from mtsk.model.audio_encoder import SAMPLES_PER_FEATURE
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.compress import COMPRESSORS
+from mtsk.model.ctc import CtcHead
 from mtsk.model.encoder_cost import EncoderShape, context_shape, encoder_shape, num_parameters
 from mtsk.model.prompt import PromptBuilder
-from mtsk.scale import AUDIO_FEATURE_RATE_HZ, VIDEO_FEATURE_RATE_HZ, Scale
+from mtsk.scale import AUDIO_FEATURE_RATE_HZ, FEATURE_S, VIDEO_FEATURE_RATE_HZ, Scale
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS
 
-STAGES = ("face", "audio_encoder", "video_encoder", "projector", "prefill", "decode")
+STAGES = ("face", "audio_encoder", "video_encoder", "characters", "projector", "prefill", "decode")
+_ENCODING = STAGES[:4]  # once for each modality, however often the text is decoded
 TEXT_TOKENS_PER_SECOND = 3.5  # of ordinary speech: 150 words a minute, 1.4 tokens a word
 
 # The face models' graphs, counted operator by operator (tests/model/test_cost.py does it again).
@@ -64,6 +66,11 @@ class Cost:
         return sum(stage.flops for stage in self.stages.values())
 
     @property
+    def encode_flops(self) -> int:
+        """Of what a recording is encoded by, once, however often its text is decoded."""
+        return sum(self.stages[name].flops for name in _ENCODING)
+
+    @property
     def llm_flops(self) -> int:
         """Of the language model alone, reading and writing."""
         return self.stages["prefill"].flops + self.stages["decode"].flops
@@ -72,6 +79,24 @@ class Cost:
     def total_weight_bytes(self) -> int:
         """Weights read, of all stages."""
         return sum(stage.weight_bytes for stage in self.stages.values())
+
+    @classmethod
+    def of_passes(cls, passes: Sequence[Cost]) -> Cost:
+        """Of several passes over one recording, at least one. What was encoded for one serves the others: of encoders,
+        faces and character heads each modality is paid once; the scale is that of the last pass."""
+        heard = next((cost for cost in passes if cost.scale.audio is not None), None)
+        seen = next((cost for cost in passes if cost.scale.video is not None), None)
+        alone = {} if heard is None else {"audio_encoder": heard.stages["audio_encoder"]}
+        if seen is not None:
+            alone |= {name: seen.stages[name] for name in ("face", "video_encoder")}
+        stages = dict.fromkeys(STAGES, StageCost()) | alone
+        both = next((cost for cost in passes if len(cost.scale.parts) == 2), None)
+        if both is not None:
+            stages["characters"] = both.stages["characters"]
+        else:
+            stages["characters"] = _sum(each.stages["characters"] for each in (heard, seen) if each is not None)
+        repeated = {name: _sum(cost.stages[name] for cost in passes) for name in STAGES if name not in _ENCODING}
+        return cls(passes[-1].scale, stages | repeated)
 
 
 @dataclass(frozen=True)
@@ -200,6 +225,7 @@ class CostModel:
             _face(num_features["v"]) if "v" in rates else StageCost(),
             encoding.get("a", StageCost()),
             encoding.get("v", StageCost()),
+            _sum(self._reading(letter, num_features[letter]) for letter in rates),
             StageCost(*(sum(values) for values in zip(*projecting, strict=True))),
             self._prefill(num_tokens),
             self._decode(num_tokens, num_text_tokens),
@@ -211,6 +237,17 @@ class CostModel:
         num = shape.num_encoded(num_features)
         read = shape.num_parameters * self.bytes_per_value if num else 0
         return StageCost(num, shape.flops(num_features), read)
+
+    def _reading(self, letter: str, num_features: int) -> StageCost:
+        """Of the character head of a modality."""
+        if self.config.ctc is None or not num_features:
+            return StageCost()
+        name = {"a": "audio", "v": "video"}[letter]
+        with torch.device("meta"):
+            head = CtcHead(self.encoders[letter].dim, FEATURE_S[name], self.config.ctc)
+        num = num_parameters(head)
+        num_weights = sum(p.numel() for p in head.parameters() if p.ndim > 1)
+        return StageCost(num_features, 2 * num_features * num_weights, num * self.bytes_per_value)
 
     def _projecting(self, letter: str, rate: int | None, final_rate: int, num_features: int) -> tuple[int, int, int]:
         """Tokens, operations, bytes of the projector, or of the two on either side of a rate that has none."""
@@ -267,6 +304,13 @@ class CostModel:
 
     def _cache_bytes(self, num_tokens: int) -> int:
         return 2 * num_tokens * self.llm.cache_width * self.llm.num_layers * self.bytes_per_value
+
+
+def _sum(stages: Iterable[StageCost]) -> StageCost:
+    """Of stages that follow each other; the cache is that of the largest."""
+    listed = list(stages)
+    tokens, flops, read = (sum(getattr(s, name) for s in listed) for name in ("num_tokens", "flops", "weight_bytes"))
+    return StageCost(tokens, flops, read, max((stage.cache_bytes for stage in listed), default=0))
 
 
 def count_prompt_tokens(prompts: PromptBuilder) -> dict[str, int]:

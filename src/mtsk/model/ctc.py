@@ -82,7 +82,7 @@ class CtcHead(nn.Module):
         """(B, T, D) -> (B, S, C), float32; zero beyond each row's length."""
         lengths_B = features.lengths_B
         hidden_BTD = torch.nn.functional.gelu(self.down(self.dropout(self.norm(features.values_BTD))))
-        for convolution in self.convolutions:
+        for convolution in self.convolutions if hidden_BTD.shape[1] else ():  # torch convolves no empty rows
             hidden_BTD = zero_beyond(hidden_BTD, lengths_B)
             change_BTD = torch.nn.functional.gelu(convolution(hidden_BTD.transpose(1, 2)).transpose(1, 2))
             hidden_BTD = hidden_BTD + self.dropout(change_BTD)
@@ -94,6 +94,10 @@ class CtcHead(nn.Module):
 
     def forward(self, features: Features) -> list[Tensor]:
         """Log-probabilities (S, C) of each row, without padding, float32."""
-        logits = self.logits(features)
-        rows = zip(logits.values_BTD.log_softmax(dim=-1), logits.lengths_B.tolist(), strict=True)
-        return [log_probs_SC[:length] for log_probs_SC, length in rows]
+        return unpadded_log_probs(self.logits(features))
+
+
+def unpadded_log_probs(logits: Features) -> list[Tensor]:
+    """Log-probabilities (S, C) of each row of logits (B, S, C), without padding."""
+    rows = zip(logits.values_BTD.log_softmax(dim=-1), logits.lengths_B.tolist(), strict=True)
+    return [log_probs_SC[:length] for log_probs_SC, length in rows]

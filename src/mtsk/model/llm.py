@@ -8,6 +8,7 @@ is refused.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,9 +97,9 @@ class Llm:
         decoder: nn.Module = self.model.get_decoder()
         return decoder
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Output head on chosen hidden states: (..., E) -> (..., V)."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
+    def logits(self, hidden: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Output head, its own if no other is given, on chosen hidden states: (..., E) -> (..., V)."""
+        logits: Tensor = (head or self.model.get_output_embeddings())(hidden)
         config = self.model.config.get_text_config(decoder=True)
         # Cohere multiplies, Granite divides, Gemma bends: each by the name that transformers has for it.
         if (factor := getattr(config, "logit_scale", None)) is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtsk.config import CtcConfig, CtcStageConfig
-from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.model.avsr import AvsrModel
 from mtsk.model.ctc import BLANK, STEP_S, Alphabet
 from mtsk.training.labels import greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
@@ -57,23 +57,17 @@ class CtcStage:
         self.modules.train()
         with accelerator.autocast():
             with torch.no_grad():
-                encoded = self._encoder(batch)
-            read = dict(self._read(encoded))
-        figures = {"tokens": 0.0}
+                encoded = self._model.in_context(self._encoder(batch))
+            read = self._model.characters(encoded)
+        figures = {"tokens": float(sum(logits.lengths_B.sum() for logits in read.values()))}
         total = torch.zeros((), device=self._model.device)
         for name, logits in read.items():
-            frame = frame_loss(logits, batch.words, self._alphabet)
-            ctc = ctc_loss(logits, batch.texts, self._alphabet)
-            figures |= {f"{name}_frame": float(frame.detach()), f"{name}_ctc": float(ctc.detach())}
-            figures["tokens"] += float(logits.lengths_B.sum())
-            total = total + config.frame_weight * frame + config.ctc_weight * ctc
+            weights = config.frame_weight, config.ctc_weight
+            loss, its_figures = character_loss(name, logits, batch, self._alphabet, weights)
+            figures |= its_figures
+            total = total + loss
         accelerator.backward(total / accelerator.num_processes)
         return figures
-
-    def _read(self, encoded: Encoded) -> Iterator[tuple[str, Features]]:
-        for name, features in (("audio", encoded.audio), ("video", encoded.video)):
-            if features is not None and name in self._model.ctc_heads():
-                yield name, self._model.ctc_heads()[name].logits(features)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -84,9 +78,18 @@ class CtcStage:
         for batch in self._dev():
             said += [self._alphabet.classes(text) for text in batch.texts]
             encoded = self._model.encode(batch.to(self._model.device), self._model.grid)
-            for name, logits in self._read(encoded):
+            for name, logits in self._model.characters(encoded).items():
                 read.setdefault(name, []).extend(greedy_classes(logits.values_BTD, logits.lengths_B))
         return {f"{name}_cer": token_error_rate(said, rows) for name, rows in read.items()}
+
+
+def character_loss(
+    name: str, logits: Features, batch: Batch, alphabet: Alphabet, weights: tuple[float, float]
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted frame cross-entropy and CTC of a head, and both for the log."""
+    frame, ctc = frame_loss(logits, batch.words, alphabet), ctc_loss(logits, batch.texts, alphabet)
+    figures = {f"{name}_frame": float(frame.detach()), f"{name}_ctc": float(ctc.detach())}
+    return weights[0] * frame + weights[1] * ctc, figures
 
 
 def frame_loss(logits: Features, words: Sequence[Sequence[Word]], alphabet: Alphabet) -> Tensor:

@@ -44,7 +44,7 @@ class JointStage:
         self.modules: nn.Module = model
 
     def groups(self) -> list[ParameterGroup]:
-        """Adapters (of the lip encoder too) and delimiters; projectors of fine rates, with the context of all; those of coarse ones."""
+        """Adapters (of the lip encoder too) and delimiters; projectors of fine rates, and context; those of coarse."""
         frozen = ("ctc.",) if self._model.config.trains_lips else ("ctc.", "video_encoder.")
         trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith(frozen)}
         fine_rates = [

@@ -122,6 +122,27 @@ class TimedLabels:
         shares_S = self.shares_S.to(logits_BKC.device)
         return -(shares_S * log_probs_BKC[rows_S, windows_S, classes_S]).sum() / shares_S.sum()
 
+    def embedding_loss(self, tokens_BKE: Tensor, classes_CE: Tensor) -> Tensor:
+        """Squared distance of tokens to the mean embedding of what their window holds, relative to the variance of the
+        embeddings; mean over all windows of rows with word times.
+
+        Args:
+            tokens_BKE: projected.
+            classes_CE: embeddings of the classes; the blank's is what silence is to look like.
+        """
+        rows_S, windows_S, classes_S = self.places_3S.to(tokens_BKE.device)
+        if not len(rows_S):
+            return tokens_BKE.float().sum() * 0.0
+        shares_S = self.shares_S.to(tokens_BKE.device)
+        wanted_BKE = torch.zeros(tokens_BKE.shape, device=tokens_BKE.device)
+        wanted_BKE = wanted_BKE.index_put(
+            (rows_S, windows_S), shares_S[:, None] * classes_CE[classes_S], accumulate=True
+        )
+        known_BK = torch.zeros(tokens_BKE.shape[:2], device=tokens_BKE.device)
+        known_BK = known_BK.index_put((rows_S, windows_S), shares_S, accumulate=True)
+        distance_BK = (tokens_BKE.float() - wanted_BKE).square().sum(dim=-1)
+        return (known_BK * distance_BK).sum() / (known_BK.sum() * classes_CE.var(dim=0).sum())
+
     def ctc_loss(self, logits_BKC: Tensor, lengths_B: Tensor) -> Tensor:
         """CTC, mean over tokens; rows that are too short for their text count as zero."""
         if logits_BKC.shape[1] == 0:  # refused by torch; here every row is too short

@@ -37,7 +37,8 @@ from mtsk.training.alignment import WhisperAligner
 from mtsk.training.ctc_stage import CtcStage
 from mtsk.training.joint_stage import JointStage
 from mtsk.training.labels import Units
-from mtsk.training.source import BatchSource, CachedExamples, Encoder, FeatureCache
+from mtsk.training.reading_stage import ReadingStage
+from mtsk.training.source import BatchSource, CachedExamples, Encoder, FeatureCache, WithoutMedia
 from mtsk.training.trainer import Run, Stage, run_stage
 from mtsk.training.video_stage import VideoStage
 from mtsk.training.warm_start import WarmStartStage
@@ -142,7 +143,7 @@ def train(
 
 def _needs_word_times(config: TrainConfig) -> bool:
     """Whether a stage learns from them."""
-    return any(stage is not None for stage in (config.video_encoder, config.warm_start, config.ctc))
+    return any(stage is not None for stage in (config.video_encoder, config.warm_start, config.reading, config.ctc))
 
 
 def _word_times_file(data: TrainingData, run: Run) -> Path:
@@ -256,6 +257,11 @@ def _stages(
             encoder=Encoder(model, cache),
             dev=data.dev_batches,
         )
+    if config.reading is not None:
+        optim, seed = config.reading.optim, _seed_of(config, ReadingStage.name)
+        texts = WithoutMedia(UtteranceDataset(data.train))
+        source = BatchSource(data.train, texts, optim.batch_s, seed, 0, 0, run.accelerator, config.repeats)
+        yield ReadingStage(config.reading, model, source=source, seed=seed, dev=data.dev_batches)
     cache = _feature_cache(config, model, data, run, config.joint.augment)
     yield JointStage(
         config.joint,
@@ -270,7 +276,8 @@ def _stages(
 
 
 def _ctc_stage(config: TrainConfig, model: AvsrModel, data: TrainingData, run: Run) -> CtcStage:
-    assert config.ctc is not None and config.model.ctc is not None
+    assert config.ctc is not None
+    assert config.model.ctc is not None
     cache = _feature_cache(config, model, data, run, config.ctc.augment)
     return CtcStage(
         config.ctc,

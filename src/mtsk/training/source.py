@@ -71,6 +71,16 @@ class CachedExamples(Dataset[Example]):
         return replace(bare, words=words)
 
 
+class WithoutMedia(Dataset[Example]):
+    """The dataset's examples as texts and word times alone; reads no file."""
+
+    def __init__(self, dataset: UtteranceDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: Key) -> Example:
+        return self._dataset.without_media(key)
+
+
 class FeatureCache:
     """Frozen features of examples on disk, a file for each.
 
@@ -124,7 +134,8 @@ class Encoder:
                 example = batch.row(row)
                 cache.write(example, self._model.encode(example, self._model.grid))
         rows = [cache.read(*key) for key in keys]
-        return Encoded(*(_join(rows, name, batch.waveform_BN.device) for name in ("audio", "video")))
+        audio, video = (_join(rows, name, batch.waveform_BN.device) for name in ("audio", "video"))
+        return Encoded(audio, video)
 
 
 def _join(rows: list[dict[str, Tensor]], name: str, device: torch.device) -> Features | None:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mtsk.config import WarmStartStageConfig
 from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.model.ctc import Alphabet
 from mtsk.scale import FEATURE_S
+from mtsk.training.ctc_stage import character_loss
 from mtsk.training.labels import BLANK, TimedLabels, Units, greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
+from mtsk.training.reading_stage import silence_embedding
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch, Features
 
@@ -45,13 +47,14 @@ class _Reader(nn.Module):
 
 
 class _WarmModules(nn.Module):
-    def __init__(self, model: AvsrModel, units: Units, logit_scale: float) -> None:
+    def __init__(self, model: AvsrModel, units: Units, logit_scale: float, *, with_characters: bool) -> None:
         super().__init__()
         self.projectors = model.projectors
         units_UE = model.embedding_VE[list(units.token_ids)].detach().float()
-        classes_CE = functional.pad(units_UE, (0, 0, 1, 0))  # a row for the blank
+        classes_CE = torch.cat((silence_embedding(model)[None], units_UE))
         names = [f"{name}_{rate}" for name, at in model.rate_projectors().items() for rate in at.rates]
         self.readers = nn.ModuleDict({name: _Reader(classes_CE, logit_scale) for name in names})
+        self.ctc = model.ctc if with_characters else nn.ModuleDict()
 
 
 class WarmStartStage:
@@ -68,7 +71,10 @@ class WarmStartStage:
         source: BatchSource, encoder: Encoder, dev: Callable[[], Iterator[Batch]],
     ) -> None:  # fmt: skip
         self.optim = config.optim
-        self.modules: _WarmModules = _WarmModules(model, units, config.initial_logit_scale).to(model.device)
+        self._alphabet = Alphabet(model.config.ctc.alphabet) if model.config.ctc and config.character_weight else None
+        self.modules: _WarmModules = _WarmModules(
+            model, units, config.initial_logit_scale, with_characters=self._alphabet is not None
+        ).to(model.device)
         self._config, self._model, self._units = config, model, units
         self._source, self._encoder, self._dev = source, encoder, dev
 
@@ -94,13 +100,26 @@ class WarmStartStage:
         with accelerator.autocast():
             with torch.no_grad():  # adapters of the lip encoder wait for the next stage
                 encoded = self._encoder(batch)
+            encoded = self._model.in_context(encoded)
             read = dict(self._read(encoded))
+            characters = {} if self._alphabet is None else self._model.characters(encoded)
         figures = {"tokens": 0.0}
         total = torch.zeros((), device=self._model.device)
+        for modality, logits in characters.items():
+            assert self._alphabet is not None
+            weights = self._config.character_weight, self._config.character_weight
+            loss, its_figures = character_loss(modality, logits, batch, self._alphabet, weights)
+            figures |= its_figures
+            total = total + loss
         for (name, rate), (logits_BKC, tokens) in read.items():
             window_s = FEATURE_S[name] * rate
             labels = self._labels(batch, tokens, window_s)
             loss = labels.share_loss(logits_BKC)
+            if self._config.embedding_weight:
+                classes_CE = self.modules.readers[f"{name}_{rate}"].get_buffer("classes_CE")
+                distance = labels.embedding_loss(tokens.values_BTD, classes_CE)
+                figures[f"{name[0]}{rate}_distance"] = float(distance.detach())
+                loss = loss + self._config.embedding_weight * distance
             if window_s <= self._config.ctc_max_token_s:
                 loss = loss + self._config.ctc_weight * labels.ctc_loss(logits_BKC, tokens.lengths_B)
             figures[f"{name[0]}{rate}"] = float(loss.detach())
@@ -113,7 +132,6 @@ class WarmStartStage:
         for name, features in (("audio", encoded.audio), ("video", encoded.video)):
             if features is not None:
                 projectors = self._model.rate_projectors()[name]
-                features = projectors.in_context(features)
                 for rate in projectors.rates:
                     tokens = projectors.read(features, rate)
                     reader = self.modules.readers[f"{name}_{rate}"]
@@ -131,7 +149,7 @@ class WarmStartStage:
         read: dict[tuple[str, int], list[list[int]]] = {}
         for batch in self._dev():
             said += [self._units.sequence(text, self._model.prompts) for text in batch.texts]
-            encoded = self._model.encode(batch.to(self._model.device), self._model.grid)
+            encoded = self._model.in_context(self._model.encode(batch.to(self._model.device), self._model.grid))
             for key, (logits_BKC, tokens) in self._read(encoded):
                 read.setdefault(key, []).extend(greedy_classes(logits_BKC, tokens.lengths_B))
         return {f"{name[0]}{rate}": token_error_rate(said, rows) for (name, rate), rows in read.items()}

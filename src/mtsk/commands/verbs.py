@@ -1,0 +1,57 @@
+"""More verbs for `mtsk.cli`: those that measure. Heavy imports happen inside, so that help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from mtsk import DEFAULT_MODEL
+
+
+def calibrate(
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL,
+    /,
+    *,
+    data: Annotated[Path, arg(metavar="FOLDER")],
+    split: Annotated[str, arg(metavar="NAME")] = "dev",
+    snr: Annotated[str, arg(metavar="dB,...")] = "clean,5,0,-5",
+    noises: int = 3,
+    margin: float = 0.0,
+    output_dir: Annotated[Path | None, arg(aliases=["-o"], metavar="FOLDER", help_behavior_hint="")] = None,
+    batch: int = 10,
+) -> int:
+    """Choose what `--policy auto` does, and store it in the checkpoint: the cheapest sequences of scales, and how sure
+    a text must be to stay, whose word error rate is no more than that of the finest scale.
+
+    Args:
+        model: name of a model of this package, or a checkpoint folder; its config.json is written.
+        data: a folder from `mtsk prepare`.
+        split: development set; those for evaluation are refused.
+        snr: babble of training at these signal-to-noise ratios; needs `mtsk prepare noise`.
+        noises: how many different noises each utterance is heard in, at each ratio.
+        margin: word error rate that may be lost, such as 0.005.
+        output_dir: also write trials.json here, what every scale gave.
+        batch: utterances at a time.
+    """
+    from mtsk.commands.calibrate import run
+
+    return run(model, data, split, snr, output_dir, noises=noises, margin=margin, batch=batch)
+
+
+def bench(
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL,
+    /,
+    *,
+    calibrate: Annotated[bool, arg(help_behavior_hint="")] = False,
+) -> int:
+    """Measure this machine.
+
+    Args:
+        model: name of a model of this package, or a checkpoint folder.
+        calibrate: time the stages of the model, for `mtsk transcribe --budget-ms`.
+    """
+    from mtsk.commands.bench import run
+
+    return run(model, calibrate=calibrate)

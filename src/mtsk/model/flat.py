@@ -1,0 +1,197 @@
+"""The layers of a Llama-like LLM in few calls each: what inference reads with, where it can.
+
+The arithmetic is that of transformers. What differs is how often it is called for: projections of one input are one
+matrix, an adapter that all rows use is added to its weights once, query heads that share keys are read as more queries,
+and the mask is made once per pass. On a small LLM these calls cost more than a third of a step.
+
+An LLM that has more to it is read by its own code: see `FlatDecoder.of`.
+
+Letters: B rows, S new columns, T all columns, E width, H query heads, K heads of keys, D channels of a head,
+O outputs of a projection, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Cache
+
+from mtsk.model.adapters import AdapterBank, LoraLinear
+from mtsk.model.fusion import LlmInput
+
+FAMILIES = ("llama", "qwen2")  # as transformers calls them; what they may have in addition is looked for
+
+Project = Callable[[Tensor], Tensor]
+"""(B, S, I) -> (B, S, O)."""
+MakeProject = Callable[[Tensor, Tensor | None], Project]
+"""Weights (O, I) and biases (O,) -> a projection."""
+
+
+def plain(weight_OI: Tensor, bias_O: Tensor | None) -> Project:
+    """A projection in the precision of its weights."""
+    return partial(functional.linear, weight=weight_OI, bias=bias_O)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer."""
+
+    first_norm: Project
+    query_key_value: Project  # side by side
+    out: Project
+    second_norm: Project
+    gate_up: Project  # side by side
+    down: Project
+
+
+class FlatDecoder:
+    """Embeddings -> last hidden states, with a cache. Holds the weights as they are when it is made.
+
+    Args:
+        llm: a causal language model of transformers that `fits`.
+        adapters: of the LLM.
+        make: how a projection is computed. The LLM's own weights are given up for what it makes of them.
+        dtype: of what goes from layer to layer; default: that of the weights.
+
+    Attributes:
+        head: last hidden states -> logits.
+    """
+
+    def __init__(
+        self, llm: Any, adapters: AdapterBank, make: MakeProject = plain, dtype: torch.dtype | None = None
+    ) -> None:
+        config = llm.config
+        self._dtype: torch.dtype = dtype or llm.dtype
+        self._num_heads: int = config.num_attention_heads
+        self._num_key_heads: int = config.num_key_value_heads
+        decoder = llm.get_decoder()
+        self._rotary: Callable[..., tuple[Tensor, Tensor]] = decoder.rotary_emb
+        norm = partial(_norm, dtype=self._dtype)
+        self._norm = norm(decoder.norm)
+        self._act: Callable[[Tensor], Tensor] = decoder.layers[0].mlp.act_fn
+        join = partial(_join, is_shared=adapters.is_shared, make=make)
+        self._layers = [
+            _Layer(
+                first_norm=norm(layer.input_layernorm),
+                query_key_value=join([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
+                out=join([layer.self_attn.o_proj]),
+                second_norm=norm(layer.post_attention_layernorm),
+                gate_up=join([layer.mlp.gate_proj, layer.mlp.up_proj]),
+                down=join([layer.mlp.down_proj]),
+            )
+            for layer in decoder.layers
+        ]
+        head = llm.get_output_embeddings()
+        self.head = make(head.weight, head.bias)
+
+    @staticmethod
+    def fits(llm: Any) -> bool:
+        """Whether an LLM is known to have no more to it than what is computed here."""
+        config = llm.config
+        windowed = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
+        quantized = getattr(llm, "is_quantized", False)
+        return config.model_type in FAMILIES and not windowed and not quantized
+
+    def __call__(self, inputs: LlmInput, cache: Cache) -> Tensor:
+        """(B, S, E). Call it within a selection of adapters.
+
+        Args:
+            inputs: the columns that the cache has not seen; its mask covers those before them too.
+            cache: what was read before; is extended.
+        """
+        hidden_BSE = inputs.embeds_BSE.to(self._dtype)
+        cos_BSD, sin_BSD = self._rotary(hidden_BSE, position_ids=inputs.positions_BS)
+        half = cos_BSD.shape[-1] // 2
+        # Rolled by half, the channels stand where the rotation wants them, but for the sign.
+        signed_BSD = torch.cat((-sin_BSD[..., :half], sin_BSD[..., half:]), dim=-1)
+        rotation = cos_BSD[:, None], signed_BSD[:, None]
+        mask = attention_mask(inputs, self._num_heads // self._num_key_heads)
+        for number, layer in enumerate(self._layers):
+            hidden_BSE = hidden_BSE + layer.out(self._attend(number, layer, hidden_BSE, rotation, mask, cache))
+            gate, up = layer.gate_up(layer.second_norm(hidden_BSE)).chunk(2, dim=-1)
+            hidden_BSE = hidden_BSE + layer.down(self._act(gate) * up)
+        return self._norm(hidden_BSE)
+
+    def _attend(
+        self, number: int, layer: _Layer, hidden_BSE: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None,
+        cache: Cache,
+    ) -> Tensor:  # fmt: skip
+        num_rows, num_columns = hidden_BSE.shape[:2]
+        num_rotated = self._num_heads + self._num_key_heads
+        joined = layer.query_key_value(layer.first_norm(hidden_BSE))
+        joined = joined.view(num_rows, num_columns, num_rotated + self._num_key_heads, -1).transpose(1, 2)
+        plain_BHSD, value_BKSD = joined[:, :num_rotated], joined[:, num_rotated:]
+        cos, signed = rotation
+        rotated_BHSD = plain_BHSD * cos + plain_BHSD.roll(cos.shape[-1] // 2, dims=-1) * signed
+        query_BHSD, key_BKSD = rotated_BHSD[:, : self._num_heads], rotated_BHSD[:, self._num_heads :]
+        key_BKTD, value_BKTD = cache.update(key_BKSD, value_BKSD, number)
+        folded = query_BHSD.reshape(num_rows, self._num_key_heads, -1, query_BHSD.shape[-1])
+        mixed = functional.scaled_dot_product_attention(folded, key_BKTD, value_BKTD, attn_mask=mask)
+        return mixed.view(query_BHSD.shape).transpose(1, 2).reshape(num_rows, num_columns, -1)
+
+
+def attention_mask(inputs: LlmInput, num_folds: int) -> Tensor | None:
+    """(B, 1, folds * S, T), true where a column is read; None where every one is.
+
+    A column reads itself and the real ones before it; padding reads itself too, as there is no mean over nothing.
+    """
+    num_new, num_all = inputs.embeds_BSE.shape[1], inputs.mask_BS.shape[1]
+    real_BT = inputs.mask_BS.bool()
+    if num_new == 1 and bool(real_BT.all()):
+        return None
+    place_S1 = torch.arange(num_all - num_new, num_all, device=real_BT.device)[:, None]
+    place_T = torch.arange(num_all, device=real_BT.device)
+    mask_BST = (real_BT[:, None] & (place_T <= place_S1)) | (place_T == place_S1)
+    return mask_BST.repeat(1, num_folds, 1)[:, None]
+
+
+def _norm(module: Any, dtype: torch.dtype) -> Project:
+    weight: Tensor = module.weight.to(dtype)
+    return partial(functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon)
+
+
+def _join(modules: Sequence[nn.Module], *, is_shared: bool, make: MakeProject) -> Project:
+    """One projection that gives the outputs of all modules, side by side."""
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    for module in modules:
+        merged = module.merged_weight() if isinstance(module, LoraLinear) and is_shared else None
+        if isinstance(module, LoraLinear) and merged is None:
+            return partial(_side_by_side, modules)
+        linear = module.base if isinstance(module, LoraLinear) else module
+        assert isinstance(linear, nn.Linear), type(linear)
+        weights.append(linear.weight if merged is None else merged)
+        biases.append(linear.bias)
+    bias_O = None
+    if any(bias is not None for bias in biases):
+        pairs = zip(weights, biases, strict=True)
+        bias_O = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+    project = make(torch.cat(weights) if len(weights) > 1 else weights[0], bias_O)
+    _give_up(modules, project)
+    return project
+
+
+def _give_up(modules: Sequence[nn.Module], project: Project) -> None:
+    """Frees weights that are in a projection now; where it has them as they were, the modules keep a view of those."""
+    joined_OI = project.keywords["weight"] if isinstance(project, partial) else None
+    first = 0
+    for module in modules:
+        if isinstance(module, LoraLinear):
+            first += module.base.out_features
+            continue  # an adapter was added: what is without stays as it is
+        assert isinstance(module, nn.Linear), type(module)
+        rows = slice(first, first + module.out_features)
+        module.weight.data = module.weight.new_empty(0) if joined_OI is None else joined_OI[rows]
+        first += module.out_features
+
+
+def _side_by_side(modules: Sequence[nn.Module], x_BSI: Tensor) -> Tensor:
+    """With the adapters that each row has selected."""
+    dtype = next(modules[0].parameters()).dtype
+    return torch.cat([module(x_BSI.to(dtype)) for module in modules], dim=-1).to(x_BSI.dtype)

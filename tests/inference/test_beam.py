@@ -1,0 +1,116 @@
+"""Beam search: exhaustive where it is wide enough, greedy where it is one wide, the same in any batch."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtsk.inference.beam import Beams, Hypothesis, beam_search
+from mtsk.inference.decoding import greedy
+from mtsk.model.avsr import AvsrModel
+from mtsk.scale import Scale
+from mtsk.types import Batch
+from tests.tiny import row_of, tiny_batch, tiny_model
+
+SCALES = [Scale.parse(text) for text in ("a16v5", "v2", "a4")]
+ALLOWED = (40, 70, 100)  # tokens of the small language
+
+
+@torch.inference_mode()
+def _search(
+    model: AvsrModel, batch: Batch, scales: list[Scale], limits: list[int], beams: Beams
+) -> list[list[Hypothesis]]:
+    inputs = model.embed(model.encode(batch, scales), scales, [[]] * len(scales))
+    return beam_search(model, inputs, scales, limits, beams)
+
+
+def _speak_little(model: AvsrModel, monkeypatch: pytest.MonkeyPatch, scale: float = 0.1) -> Callable[[Tensor], Tensor]:
+    """Leaves the model a handful of tokens and the end, none of them much likelier than the others."""
+    allowed = [*ALLOWED, *model.prompts.vocabulary.ends]
+
+    def restrict(logits: Tensor) -> Tensor:
+        few = torch.full_like(logits, -torch.inf)
+        few[..., allowed] = logits[..., allowed] * scale
+        return few
+
+    next_logits = model.next_logits
+    monkeypatch.setattr(model, "next_logits", lambda inputs, cache: restrict(next_logits(inputs, cache)))
+    return restrict
+
+
+@torch.no_grad()
+def _all_texts(
+    model: AvsrModel, batch: Batch, scale: Scale, limit: int, restrict: Callable[[Tensor], Tensor], power: float
+) -> list[tuple[tuple[int, ...], float]]:
+    """Every text up to the limit with its normalised log-probability, computed without a cache, the best first."""
+    encoded = model.encode(batch, [scale])
+    end = model.prompts.vocabulary.eos
+    scored = []
+    for length in range(limit + 1):
+        for tokens in itertools.product(ALLOWED, repeat=length):
+            written = [*tokens, end] if length < limit else [*tokens]
+            inputs = model.embed(encoded, [scale], [written[:-1]])
+            with model.select([scale]):
+                logits = model.llm(inputs_embeds=inputs.embeds_BSE).logits[0, -len(written) :]
+            logprobs = restrict(logits).log_softmax(dim=-1)
+            total = sum(float(logprobs[i, token]) for i, token in enumerate(written))
+            scored.append((tokens, total / len(written) ** power))
+    return sorted(scored, key=lambda pair: -pair[1])
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_a_wide_beam_finds_the_best_of_all_texts(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, limit = tiny_model("mss"), row_of(tiny_batch(), 0), 3
+    expected = _all_texts(model, batch, SCALES[0], limit, restrict := _speak_little(model, monkeypatch), power)
+    assert restrict is not None
+    assert len(expected) == sum(3**length for length in range(limit + 1))
+    found = _search(model, batch, SCALES[:1], [limit], Beams(len(expected), len(expected), power))[0]
+    assert [text.tokens for text in found] == [tokens for tokens, _ in expected]
+    assert [text.score for text in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+    few = _search(model, batch, SCALES[:1], [limit], Beams(len(expected), 4, power))[0]
+    assert [text.tokens for text in few] == [tokens for tokens, _ in expected[:4]], "it may stop sooner, not elsewhere"
+
+
+def test_the_power_of_the_length_decides_between_short_and_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny_model("mss"), row_of(tiny_batch(), 0)
+    _speak_little(model, monkeypatch)
+    by_power = [_search(model, batch, SCALES[:1], [3], Beams(40, 1, power))[0][0] for power in (0.0, 3.0)]
+    assert len(by_power[0].tokens) < len(by_power[1].tokens)
+
+
+@pytest.mark.parametrize("strategy", ["ms", "mss"])
+def test_a_beam_of_one_is_greedy(strategy: str) -> None:
+    model, batch, limits = tiny_model(strategy), tiny_batch(), [9, 14, 0]
+    found = _search(model, batch, SCALES, limits, Beams())
+    inputs = model.embed(model.encode(batch, SCALES), SCALES, [[]] * 3)
+    decoded = greedy(model, inputs, SCALES, limits)
+    assert [list(row[0].tokens) for row in found] == list(decoded.tokens)
+    assert all(len(row) == 1 for row in found)
+    assert [row[0].logprob for row in found] == pytest.approx([sum(each) for each in decoded.log_probs], abs=1e-4)
+
+
+def test_a_mixed_batch_finds_what_each_row_finds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts end at different times, so that the batch shrinks and its rows move."""
+    model, batch, limits, beams = tiny_model("mss"), tiny_batch(), [6, 9, 4], Beams(5, 3)
+    _speak_little(model, monkeypatch, scale=1.0)
+    together = _search(model, batch, SCALES, limits, beams)
+    assert len({row[0].tokens for row in together}) == 3, "the rows must differ to tell them apart"
+    for row, (scale, limit) in enumerate(zip(SCALES, limits, strict=True)):
+        alone = _search(model, row_of(batch, row), [scale], [limit], beams)[0]
+        assert [text.tokens for text in alone] == [text.tokens for text in together[row]]
+        assert [text.score for text in alone] == pytest.approx([text.score for text in together[row]], abs=1e-4)
+        assert len(alone) == 3
+        assert [text.score for text in alone] == sorted((text.score for text in alone), reverse=True)
+
+
+@pytest.mark.parametrize(("width", "num_best", "power", "said"), [
+    (0, 1, 1.0, "0 beams; allowed is 1 or more"),
+    (2, 3, 1.0, "the 3 best of 2 beams; allowed is from 1 to 2"),
+    (2, 0, 1.0, "the 0 best"),
+    (1, 1, -1.0, "length power of -1.0"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused(width: int, num_best: int, power: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Beams(width, num_best, power)
