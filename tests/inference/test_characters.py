@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtsk.inference import characters
 from mtsk.inference.characters import Readings, draft_texts, sureness
 from mtsk.inference.decoding import greedy
 from mtsk.model.ctc import Alphabet
@@ -42,19 +43,22 @@ def test_a_scale_uses_what_it_has() -> None:
 
 
 def test_drafts_are_the_tokens_of_the_text() -> None:
-    model, scales = tiny_model(), [Scale.parse("a4")] * 2
-    readings = Readings(ALPHABET, {"audio": [_reading(TEXTS[1], 9.0), torch.zeros(0, ALPHABET.num_classes)]})
-    assert draft_texts(model, readings, scales) == [model.prompts.target(TEXTS[1]), []]
+    model, scales = tiny_model(), [Scale.parse("a4")] * 3
+    sound = [_reading(TEXTS[1], 9.0), torch.zeros(0, ALPHABET.num_classes), _reading(TEXTS[1], 3.0)]
+    assert sureness(sound[2]) < 0.7
+    expected = [model.prompts.target(TEXTS[1]), [], []]  # the last is read, but not surely
+    assert draft_texts(model, Readings(ALPHABET, {"audio": sound}), scales) == expected
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @torch.inference_mode()
-def test_heads_of_a_model_change_no_text(kind: str) -> None:
+def test_heads_of_a_model_change_no_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Untrained ones, whose drafts are of no use; a model without heads drafts nothing."""
     model, scales = with_heads(tiny_model(kind=kind)), [Scale.parse(text) for text in ("a16v5", "v2", "a4")]
     encoded = model.encode(tiny_batch(), scales)
     readings = Readings.of(model, encoded)
     assert [len(rows) for rows in readings.by_modality.values()] == [3, 3]
+    monkeypatch.setattr(characters, "_SURE_ENOUGH", 0.0)
     drafts = draft_texts(model, readings, scales)
     assert any(len(draft) > 1 for draft in drafts)
     inputs = model.embed(encoded, scales, [[]] * 3)
