@@ -37,6 +37,7 @@ def transcribe(
     formats: Annotated[str, arg(aliases=["-f"], metavar="txt,srt,vtt,tsv,json", help_behavior_hint="")] = "",
     model: _Model = DEFAULT_MODEL,
     face: int = 0,
+    vad: Annotated[bool, arg(help_behavior_hint="")] = True,
     word_timestamps: _Flag = False,
     max_line_width: _Count = None,
     max_line_count: _Count = None,
@@ -60,6 +61,7 @@ def transcribe(
         formats: what to write, or `all`; without a folder, what to print instead (JSON: one line per file).
         model: name of a model of this package, or a checkpoint folder.
         face: which face to read, by size, 0 the largest.
+        vad: transcribe too what the voice activity detector takes for noise or silence.
         word_timestamps: with the words, their times and confidence in JSON.
         max_line_width: for srt and vtt: characters of a line.
         max_line_count: for srt and vtt: lines of a cue, with --max-line-width.
@@ -83,7 +85,7 @@ def transcribe(
     return run(
         files, scale, output_dir, formats, model, face,
         subtitles=subtitles, word_timestamps=word_timestamps, search=Beams(beams, num_best), precision=precision,
-        wish=Wish(policy, budget_tokens, budget_tflops, budget_ms),
+        wish=Wish(policy, budget_tokens, budget_tflops, budget_ms), vad=vad,
     )  # fmt: skip
 
 

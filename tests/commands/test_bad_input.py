@@ -219,8 +219,8 @@ def test_a_face_that_is_not_there(
         (["--scale", "fine"], ["'fine'", "a4v2, a16, v5 or 4,2"]),
         (["--scale", "a0"], ["from 1 up", "0"]),
         (["--scale"], ["--scale", "a4v2", "best"]),
-        (["-f", "srt"], ["srt", "txt, json"]),
-        (["-f", "txt,srt"], ["srt", "txt, json"]),
+        (["-f", "docx"], ["docx", "txt, srt"]),
+        (["-f", "txt,docx"], ["docx", "txt, srt"]),
     ],
 )
 def test_bad_options(transcribe: Run, sound: Path, options: list[str], parts: list[str]) -> None:
@@ -263,7 +263,7 @@ def test_a_folder_where_nothing_may_be_written(transcribe: Run, sound: Path, tmp
 
 
 def test_warnings_are_lines_for_users(run: Run, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         warnings.warn("results may differ", stacklevel=2)
         raise ValueError("no more than that")
 

@@ -29,7 +29,7 @@ def test_a_good_and_a_bad_file(
     """Libraries write nothing of their own, as some do where Python does not see it, once in a process."""
     clip, bad = write_face(tmp_path / "clip.mp4", face_frames), tmp_path / "letter.mp4"
     bad.write_text("dear")
-    with start("transcribe", bad, clip, "--model", checkpoint, "--scale", "all", "-f", "json") as process:
+    with start("transcribe", bad, clip, "--no-vad", "--model", checkpoint, "--scale", "all", "-f", "json") as process:
         out, err = process.communicate(timeout=_TIMEOUT_S)
     assert process.returncode == 1
     assert len(out.splitlines()) == 1
@@ -39,7 +39,7 @@ def test_a_good_and_a_bad_file(
 
 def test_the_reader_leaves(checkpoint: Path, sound: Path) -> None:
     """As behind `| head -1`."""
-    with start("transcribe", *[sound] * _MANY, "--model", checkpoint, "-f", "json") as process:
+    with start("transcribe", *[sound] * _MANY, "--no-vad", "--model", checkpoint, "-f", "json") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline().startswith("{")
@@ -58,7 +58,7 @@ def test_nobody_reads_the_help() -> None:
 
 
 def test_interrupted(checkpoint: Path, sound: Path) -> None:
-    with start("transcribe", *[sound] * _MANY, "--model", checkpoint, "-f", "json") as process:
+    with start("transcribe", *[sound] * _MANY, "--no-vad", "--model", checkpoint, "-f", "json") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("{")
         process.send_signal(signal.SIGINT)

@@ -47,7 +47,8 @@ def test_options_that_contradict(values: dict[str, int], told: str) -> None:
 
 def test_which_options_need_words() -> None:
     assert not SubtitleOptions().needs_words
-    assert SubtitleOptions(max_line_width=9).needs_words
+    assert not SubtitleOptions(max_line_width=9).needs_words
+    assert SubtitleOptions(max_line_width=9, max_line_count=2).needs_words
     assert SubtitleOptions(highlight_words=True).needs_words
 
 

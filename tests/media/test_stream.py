@@ -187,6 +187,7 @@ def test_what_lags_too_far_behind_is_left_out(tmp_path: Path, behind: str) -> No
             _second(second, sound if behind == "video" else lips)
             pieces += joiner.ready()
             assert joiner._num_samples <= 61 * 16_000
+            assert len(joiner._sound) <= 61  # what holds no sound counts too
             assert len(joiner._crops) <= 61 * 25
         assert len(pieces) == 60
         assert not file.warnings

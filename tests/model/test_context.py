@@ -34,6 +34,10 @@ def _features(lengths: list[int]) -> Features:
     return Features(values_BTD, torch.tensor(lengths))
 
 
+def test_sound_that_is_too_short_for_a_feature() -> None:
+    assert _drawn()(_features([0, 0])).values_BTD.shape == (2, 0, DIM)
+
+
 def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
     """Whatever stands in the padding."""
     context, features = _drawn(), _features([9, 3, 1, 12])

@@ -169,7 +169,10 @@ def test_greedy_is_generate(name: str) -> None:
     for row, tokens in enumerate(found):
         real = inputs.mask_BS[row].bool()
         generated = made.plain.generate(
-            inputs_embeds=inputs.embeds_BSE[row, real][None], max_new_tokens=9, do_sample=False, pad_token_id=vocabulary.eos
+            inputs_embeds=inputs.embeds_BSE[row, real][None],
+            max_new_tokens=9,
+            do_sample=False,
+            pad_token_id=vocabulary.eos,
         )
         expected = generated[0].tolist()
         ends = [i for i, token in enumerate(expected) if token in vocabulary.ends]

@@ -23,15 +23,17 @@ from mtsk.types import Example
 
 def run(
     model: str, data_dir: Path, split: str, snr: str, out_dir: Path | None,
-    *, noises: int, margin: float, batch: int,
+    *, noises: int, share: float, batch: int,
 ) -> int:  # fmt: skip
     """Chooses the thresholds of `auto`, stores them in the checkpoint, and prints them.
 
     Raises:
         ValueError: if model, data or noise do not fit, or the split is kept for evaluation.
     """
-    if noises < 1 or batch < 1 or margin < 0:
-        raise ValueError(f"--noises {noises} --batch {batch} --margin {margin:g}: from 1, 1 and 0 on are allowed")
+    if noises < 1 or batch < 1 or not 0 < share <= 1:
+        raise ValueError(
+            f"--noises {noises} --batch {batch} --share {share:g}: from 1, from 1, and above 0 to 1 are allowed"
+        )
     folder = mtsk.model_folder(model)
     snrs_db = parse_snrs(snr)
     cuts = load_cuts(data_dir, split, training=True)
@@ -51,7 +53,7 @@ def run(
     finest = max(reached, key=lambda scale: scale.tokens_per_second)
     usable = [trial for trial in trials if finest in trial.passes]
     policy = calibrate(
-        usable, finest, margin=margin, data=f"{len(cuts)} utterances of {split}, {snr}, {noises} noises each"
+        usable, finest, share=share, data=f"{len(cuts)} utterances of {split}, {snr}, {noises} noises each"
     )
     write_policy(folder, policy)
     if out_dir is not None:
@@ -79,7 +81,7 @@ def _try(engine: Engine, examples: Sequence[Example]) -> list[Trial]:
         passes = {
             each.segment.scale: Pass(
                 num_errors=word_errors(example.text, each.segment.text).total,
-                confidence=each.segment.confidence or 0.0,
+                confidence=each.segment.sureness,
                 flops=each.cost.total_flops - each.cost.encode_flops,
             )
             for each in results

@@ -29,6 +29,7 @@ def run(
         ("--landmarks", landmarks is not None, ("lrs2", "lrs3", "vox2")),
         ("--no-pretrain", not pretrain, ("lrs2", "lrs3")),
         ("--only", only is not None, ("vox2",)),
+        ("--table", table is not None, ("folder", "vox2")),
     ):
         if given and corpus not in corpora:
             raise ValueError(f"{name} is for {', '.join(corpora)}, not for {corpus}")

@@ -36,6 +36,7 @@ def run(
     search: Beams,
     precision: str,
     wish: Wish,
+    vad: bool = True,
 ) -> int:
     """Transcribes each file; one that fails is told on stderr, and the others go on. Returns the exit code.
 
@@ -54,14 +55,15 @@ def run(
         raise ValueError("--scale and a policy or budget given; one of them is allowed")
     named = _check_scales(scales)
     sources = _expand(files)
-    if subtitles.needs_words and not set(chosen) & set(SUBTITLE_FORMATS):
-        raise ValueError("the layout of subtitles (lines, words, highlights) is for srt and vtt; add -f srt or -f vtt")
+    _require_used(chosen, subtitles, {"--word-timestamps": word_timestamps, "--num-best": search.num_best > 1})
     if output_dir is None:
         _require_printable(chosen, num_files=len(sources), scales=scales)
     else:
         _require_writable(output_dir)
     engine = mtsk.load(model, dtype=dtype_of(precision))
     engine.grid.select(named)
+    if word_timestamps or subtitles.needs_words:
+        _warn_without_words(engine, model)
     policy = wish.policy_of(engine, model) if wish else None
     num_failed = 0
     names = _output_names([source for source in sources if isinstance(source, Path)])
@@ -69,7 +71,7 @@ def run(
         try:
             if isinstance(source, ValueError):
                 raise source
-            transcripts = _transcribe(engine, source, scales, policy, face, search)
+            transcripts = _transcribe(engine, source, scales, policy, face, search, speech_only=None if vad else False)
             if output_dir is not None:
                 name, wanted = names[source], chosen or ("txt",)
                 write(output_dir, name, source, transcripts, wanted, subtitles, words=word_timestamps)
@@ -88,12 +90,23 @@ def run(
 
 
 def _transcribe(
-    engine: Engine, source: Path, scales: Sequence[str], policy: Policy | None, face: int, search: Beams
-) -> list[Transcript]:
+    engine: Engine, source: Path, scales: Sequence[str], policy: Policy | None, face: int, search: Beams,
+    *, speech_only: bool | None,
+) -> list[Transcript]:  # fmt: skip
     """At each scale; or once, under a policy."""
+    beams, num_best = search.width, search.num_best
     if policy is None:
-        return engine.transcribe_scales(source, scales, face=face, beams=search.width, num_best=search.num_best)
-    return [engine.transcribe(source, policy=policy, face=face, beams=search.width, num_best=search.num_best)]
+        return engine.transcribe_scales(
+            source, scales, face=face, beams=beams, num_best=num_best, speech_only=speech_only
+        )
+    return [
+        engine.transcribe(source, policy=policy, face=face, beams=beams, num_best=num_best, speech_only=speech_only)
+    ]
+
+
+def _warn_without_words(engine: Engine, model: str) -> None:
+    if not engine.model.ctc_heads():
+        print(f"mtsk: warning: {model}: this model has no character heads, so words have no times", file=sys.stderr)
 
 
 def _take_files(files: Sequence[Path], scales: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -120,6 +133,15 @@ def _check_scales(scales: Sequence[str]) -> list[str]:
     for name in named:
         Scale.parse(name)
     return named
+
+
+def _require_used(formats: Sequence[str], subtitles: SubtitleOptions, for_json: Mapping[str, bool]) -> None:
+    """Options of formats that are not written would do nothing."""
+    if subtitles != SubtitleOptions() and not set(formats) & set(SUBTITLE_FORMATS):
+        raise ValueError("the layout of subtitles (lines, words, highlights) is for srt and vtt; add -f srt or -f vtt")
+    for option, is_given in for_json.items():
+        if is_given and "json" not in formats:
+            raise ValueError(f"{option} is for json; add -f json")
 
 
 def _require_printable(formats: Sequence[str], num_files: int, scales: Sequence[str]) -> None:

@@ -18,12 +18,12 @@ def calibrate(
     split: Annotated[str, arg(metavar="NAME")] = "dev",
     snr: Annotated[str, arg(metavar="dB,...")] = "clean,5,0,-5",
     noises: int = 3,
-    margin: float = 0.0,
+    share: float = 0.6,
     output_dir: Annotated[Path | None, arg(aliases=["-o"], metavar="FOLDER", help_behavior_hint="")] = None,
     batch: int = 10,
 ) -> int:
-    """Choose what `--policy auto` does, and store it in the checkpoint: the cheapest sequences of scales, and how sure
-    a text must be to stay, whose word error rate is no more than that of the finest scale.
+    """Choose what `--policy auto` does, and store it in the checkpoint: which scales for sound of which quality, and
+    how sure a text must be to stay, so that errors are fewest at a share of the finest scale's operations.
 
     Args:
         model: name of a model of this package, or a checkpoint folder; its config.json is written.
@@ -31,13 +31,13 @@ def calibrate(
         split: development set; those for evaluation are refused.
         snr: babble of training at these signal-to-noise ratios; needs `mtsk prepare noise`.
         noises: how many different noises each utterance is heard in, at each ratio.
-        margin: word error rate that may be lost, such as 0.005.
+        share: of the finest scale's operations, at most.
         output_dir: also write trials.json here, what every scale gave.
         batch: utterances at a time.
     """
     from mtsk.commands.calibrate import run
 
-    return run(model, data, split, snr, output_dir, noises=noises, margin=margin, batch=batch)
+    return run(model, data, split, snr, output_dir, noises=noises, share=share, batch=batch)
 
 
 def bench(

@@ -1,14 +1,16 @@
-"""Chooses the ladders and thresholds of `auto` from what every scale gave on a development set.
+"""Chooses the ladders and the threshold of `auto` from what every scale gave on a development set.
 
-The choice with the fewest operations whose errors are no more than those of the finest scale. A price of an error joins
-the two, so that the bands of sound quality can be chosen one by one, and put together. Which price it takes is found by
+The choice with the fewest errors among those that cost no more than a share of the finest scale. A price of an error
+joins the two, so that the bands of sound quality can be chosen one by one, and put together. A development set is
+small, so little is chosen: one threshold for all steps, and for each band one or two scales; price and threshold by
 cross-validation, as what is chosen on some utterances does worse on others.
-Letters: U utterances from noisy to clean, O options of a band, L places where bands may meet.
+Letters: U utterances from noisy to clean, O options of a band, L places where bands may meet, P prices.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +20,13 @@ from numpy.typing import NDArray
 from mtsk.config import AutoConfig, BandConfig, StepConfig
 from mtsk.scale import Scale
 
-MAX_STEPS, MAX_BANDS = 3, 3
-_NUM_THRESHOLDS = 9  # candidates at each step
+MAX_STEPS, MAX_BANDS = 2, 3
+_THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 _MIN_BAND_SHARE = 0.2  # of the utterances
 _NUM_FOLDS = 5
 _MIN_TRIALS = 10
 _NUM_LIMITS = 64  # candidates where bands may meet
-_PRICES = np.geomspace(1e-2, 3e1, 29)  # of an error, in mean passes of the finest scale
+_PRICES = np.geomspace(1e-1, 3e1, 30)  # of an error, in mean passes of the finest scale
 
 Floats = NDArray[np.float64]
 
@@ -53,29 +55,34 @@ class Trial:
         return self.passes[scale].flops + sum(self.encode_flops[letter] for letter in scale.task)
 
 
-def calibrate(trials: Sequence[Trial], finest: Scale, *, margin: float = 0.0, data: str = "") -> AutoConfig:
-    """The cheapest ladders whose word error rate is at most that of the finest scale.
+def calibrate(trials: Sequence[Trial], finest: Scale, *, share: float = 0.6, data: str = "") -> AutoConfig:
+    """The ladders with the fewest errors at no more than a share of the operations of the finest scale.
 
     Args:
         trials: decoded at the same scales; none of them from a set that is for evaluation.
-        finest: the scale to keep up with.
-        margin: word error rate that may be lost, as a fraction.
+        finest: the scale to compare with.
+        share: from above 0 to 1. If nothing is as cheap, the cheapest of what was tried is taken.
         data: what the trials are, for the record.
 
     Raises:
-        ValueError: if there are too few trials for a band, or they lack the finest scale.
+        ValueError: if there are too few trials, or they lack the finest scale.
     """
     if len(trials) < _MIN_TRIALS or any(finest not in trial.passes for trial in trials):
         raise ValueError(f"{len(trials)} utterances given; needed are at least {_MIN_TRIALS}, all decoded at {finest}")
-    mean_flops = float(np.mean([trial.flops(finest) for trial in trials]))
-    allowed = sum(trial.passes[finest].num_errors for trial in trials)
-    allowed += margin * sum(trial.num_words for trial in trials)
-    prices = _PRICES * mean_flops
-    flops_P, errors_P = _cross_validated(trials, prices)
-    possible = [i for i in range(len(prices)) if errors_P[i] <= allowed + 1e-9]
-    if not possible:
-        return AutoConfig((BandConfig((StepConfig(finest),)),), data)
-    best = _Table.of(trials).best(float(prices[min(possible, key=lambda i: (flops_P[i], errors_P[i]))]))
+    allowed = share * sum(trial.flops(finest) for trial in trials)
+    prices = _PRICES * float(np.mean([trial.flops(finest) for trial in trials]))
+    found = [
+        (flops, num_errors, threshold)
+        for threshold in _THRESHOLDS
+        for flops, num_errors in zip(*_cross_validated(trials, threshold, prices), strict=True)
+    ]
+    possible = [each for each in found if each[0] <= allowed] or [min(found)]
+    threshold = min(possible, key=lambda each: (each[1], each[0]))[2]
+    table = _Table.of(trials, threshold)
+    # The dearer an error, the more operations are spent.
+    ladders = [table.best(float(price)) for price in prices]
+    costs = [sum(_follow(bands, trial)[0] for trial in trials) for bands in ladders]
+    best = ladders[max((i for i, flops in enumerate(costs) if flops <= allowed), default=0)]
     limits_db = [None, *(round(limit_db, 2) for limit_db, _ in best[1:])]
     bands = [BandConfig(steps, limit_db) for limit_db, (_, steps) in zip(limits_db, best, strict=True)]
     return AutoConfig(tuple(reversed(bands)), data)
@@ -85,7 +92,7 @@ Bands = list[tuple[float, tuple[StepConfig, ...]]]
 """From noisy to clean: from which SNR on, and what is done."""
 
 
-def _cross_validated(trials: Sequence[Trial], prices: Floats) -> tuple[Floats, Floats]:
+def _cross_validated(trials: Sequence[Trial], threshold: float, prices: Floats) -> tuple[Floats, Floats]:
     """At each price the operations and errors of what is chosen without the utterances that it is measured on."""
     names = sorted({trial.utterance for trial in trials})
     fold_of = {name: i % _NUM_FOLDS for i, name in enumerate(names)}
@@ -95,7 +102,7 @@ def _cross_validated(trials: Sequence[Trial], prices: Floats) -> tuple[Floats, F
         others = [trial for trial in trials if fold_of[trial.utterance] != fold]
         if not held_out:
             continue
-        table = _Table.of(others)
+        table = _Table.of(others, threshold)
         for i, price in enumerate(prices):
             bands = table.best(float(price))
             totals_2P[:, i] += np.sum([_follow(bands, trial) for trial in held_out], axis=0)
@@ -131,12 +138,12 @@ class _Table:
         self._pairs = pairs  # of places that a band may lie between
 
     @classmethod
-    def of(cls, trials: Sequence[Trial]) -> _Table:
+    def of(cls, trials: Sequence[Trial], threshold: float) -> _Table:
         """All options on these trials."""
         ordered = sorted(trials, key=lambda trial: trial.snr_db)
         shared = [scale for scale in ordered[0].passes if all(scale in trial.passes for trial in ordered)]
         steps = {scale: _Outcomes.of(scale, ordered) for scale in shared}
-        options = list(_options(steps))
+        options = list(_options(shared, threshold))
         starts = _starts(ordered)
         rows = [_totals([steps[step.scale] for step in option], option, ordered) for option in options]
         at_L = np.array([*starts, len(ordered)])
@@ -181,18 +188,18 @@ class _Outcomes:
         return cls(*(np.array([getattr(p, n) for p in passes], float) for n in ("num_errors", "confidence", "flops")))
 
 
-def _options(outcomes: Mapping[Scale, _Outcomes]) -> Iterator[tuple[StepConfig, ...]]:
-    """All sequences of scales, from cheap to dear, with thresholds between them."""
-    cheap_first = sorted(outcomes, key=lambda scale: scale.tokens_per_second)
-    quantiles = np.linspace(0, 1, _NUM_THRESHOLDS + 2)[1:-1]
-    candidates = {
-        scale: sorted({round(float(t), 3) for t in np.quantile(each.confidence_U, quantiles)})
-        for scale, each in outcomes.items()
-    }
+def _adds(coarse: Scale, fine: Scale) -> bool:
+    """Whether a scale has all that another has, as finely or finer: a change from sound to lips is no refinement."""
+    return all((fine.rate(letter) or math.inf) <= (coarse.rate(letter) or 0) for letter in coarse.task)
+
+
+def _options(scales: Iterable[Scale], threshold: float) -> Iterator[tuple[StepConfig, ...]]:
+    """All sequences of scales, from few tokens to many."""
+    coarse_first = sorted(scales, key=lambda scale: scale.tokens_per_second)
     for count in range(1, MAX_STEPS + 1):
-        for scales in itertools.combinations(cheap_first, count):
-            for thresholds in itertools.product(*(candidates[scale] for scale in scales[:-1])):
-                yield tuple(StepConfig(*each) for each in zip(scales, (*thresholds, 0.0), strict=True))
+        for ladder in itertools.combinations(coarse_first, count):
+            if all(_adds(*pair) for pair in itertools.pairwise(ladder)):
+                yield (*(StepConfig(scale, threshold) for scale in ladder[:-1]), StepConfig(ladder[-1]))
 
 
 def _totals(outcomes: Sequence[_Outcomes], steps: Sequence[StepConfig], trials: Sequence[Trial]) -> Floats:

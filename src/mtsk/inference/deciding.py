@@ -151,7 +151,7 @@ class Decider:
             num_written = len(model.prompts.target(segment.text)) - 1  # without the end
             projected = model.reading(choice.scale).projected
             case.costs.append(self._costs.cost_of(choice.scale, case.num_features, num_written, projected=projected))
-            case.attempts.append(Attempt(choice.scale, segment.text, segment.confidence))
+            case.attempts.append(Attempt(choice.scale, segment.text, segment.sureness))
             case.whys.append(f"{choice.why}: {choice.scale}")
             case.num_tokens += segment.num_tokens
             case.segment = segment
@@ -170,6 +170,7 @@ class Decider:
             Encoded(
                 _padded([case.values.get("audio") for case in cases]),
                 _padded([case.values.get("video") for case in cases]),
+                in_context=True,
             ),
             Readings(Alphabet(config.alphabet if config else ""), read),
             tuple(duration_s(only(case.part.example, choice.scale)) for case, choice in wanted),

@@ -160,7 +160,7 @@ class Engine:
         audio = self._encoded(heard, [part for part in parts if part.audio is not None]).audio
         video = self._encoded(seen, [part for part in parts if part.video is not None]).video
         num_rows = len(examples)
-        features = Encoded(spread(audio, sound, num_rows), spread(video, lips, num_rows))
+        features = self.model.in_context(Encoded(spread(audio, sound, num_rows), spread(video, lips, num_rows)))
         return EncodedExamples(features, Readings.of(self.model, features), tuple(map(duration_s, examples)))
 
     def _encoded(self, examples: Sequence[Example], scales: Iterable[Scale]) -> Encoded:
@@ -213,6 +213,7 @@ class Engine:
                     num_tokens=encoded.features.num_tokens(row, scale),
                     words=words,
                     confidence=confidence,
+                    avg_logprob=best.mean_logprob,
                     # Tokens that spell the same text are one text.
                     alternatives=tuple(dict.fromkeys(each.text for each in found if each.text != best.text)),
                 )

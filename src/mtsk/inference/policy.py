@@ -48,7 +48,7 @@ class Attempt:
     scale: Scale
     text: str
     confidence: float | None
-    """From 0 to 1, that the text is right; None where nothing estimated it."""
+    """From 0 to 1, see `Segment.sureness`; None where nothing estimated it."""
 
 
 @dataclass(frozen=True)

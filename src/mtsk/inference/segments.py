@@ -324,18 +324,3 @@ def _frame_after(sample: int) -> int:
 
 def _overlap(stretches: Sequence[Stretch], start: int, end: int) -> int:
     return sum(max(0, min(stop, end) - max(first, start)) for first, stop in stretches)
-
-
-def cut_points(waveform: NDArray[np.float32] | None, duration_s: float, max_s: float = MAX_SEGMENT_S) -> list[float]:
-    """Times in seconds from 0 to the end; neighbours are at most `max_s` apart.
-
-    Each cut lies at the quietest 0.2 s of the second half of what a segment may span; without sound, at its end. What
-    follows the last cut lasts at least a quarter of `max_s`: a rest of some frames would be too short for a token.
-    """
-    points = [0.0]
-    while duration_s - points[-1] > max_s:
-        low, high = points[-1] + max_s / 2, min(points[-1] + max_s, duration_s - max_s / 4)
-        sound = None if waveform is None else waveform[_samples(low) : _samples(high)]
-        has_window = sound is not None and len(sound) >= _samples(_WINDOW_S)
-        points.append(low + _quietest(sound) / SAMPLE_RATE_HZ if sound is not None and has_window else high)
-    return [*points, duration_s]

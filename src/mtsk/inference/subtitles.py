@@ -45,8 +45,9 @@ class SubtitleOptions:
 
     @property
     def needs_words(self) -> bool:
-        """Whether word times are of use: without them a segment stays one cue, and is broken into lines at most."""
-        return self != SubtitleOptions()
+        """Whether words without times change the result: then a segment stays one cue, and is broken into lines at
+        most."""
+        return self.max_line_count is not None or self.max_words_per_line is not None or self.highlight_words
 
     @property
     def crosses_segments(self) -> bool:

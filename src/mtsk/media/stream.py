@@ -218,18 +218,22 @@ class _Joiner:
     def finish(self) -> Iterator[MediaPiece]:
         """The pieces that are left."""
         if self._builder is not None:
-            self._sound.append(self._late_samples.drop(self._builder.finish()))
-            self._num_samples += len(self._sound[-1])
+            self._hold(self._builder.finish())
         self._collect()
         while self._num_samples or self._crops:
             yield self._piece()
 
     def _collect(self) -> None:
         if self._builder is not None:
-            self._sound.append(self._late_samples.drop(self._builder.take()))
-            self._num_samples += len(self._sound[-1])
+            self._hold(self._builder.take())
         if self._lips is not None:
             self._crops.extend(self._late_crops.drop(self._lips.take()))
+
+    def _hold(self, samples: NDArray[np.float32]) -> None:
+        samples = self._late_samples.drop(samples)
+        if len(samples):  # where the sound has ended, each picture would leave an empty array behind
+            self._sound.append(samples)
+            self._num_samples += len(samples)
 
     def _piece(self) -> MediaPiece:
         waveform = self._take_sound()

@@ -30,6 +30,8 @@ class Context(nn.Module):
 
     def forward(self, features: Features) -> Features:
         """(B, T, D) -> (B, T, D), zero beyond each row's length."""
+        if features.values_BTD.shape[1] == 0:  # torch convolves no empty rows
+            return features
         values_BTD, lengths_B = self.norm(features.values_BTD), features.lengths_B
         mask_B1TT = additive_mask(lengths_B, values_BTD)
         for layer in self.layers:

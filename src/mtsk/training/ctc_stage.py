@@ -1,6 +1,7 @@
 """Stage 4: the character heads, from word times and CTC, on features that are what they are.
 
-Nothing else learns here and nothing else reads the heads, so this may be done for a model that was trained long ago.
+Nothing else learns here and the texts of the other parts do not depend on the heads, so this may be done for a model
+that was trained long ago.
 Letters: B rows, S steps of 20 ms, C classes.
 """
 
@@ -54,6 +55,7 @@ class CtcStage:
         """Frame cross-entropy + CTC, by the configured weights."""
         del step
         config, accelerator = self._config, self._source.accelerator
+        self._model.eval()  # the stage before leaves it so only in the process that validates
         self.modules.train()
         with accelerator.autocast():
             with torch.no_grad():

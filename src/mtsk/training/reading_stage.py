@@ -44,6 +44,8 @@ class ReadingStage:
         self.modules: nn.Module = model
         self._config, self._model, self._source, self._seed, self._dev = config, model, source, seed, dev
         self._units = Units.of_vocabulary(model.prompts)
+        # The table is frozen, and both are passes over a whole vocabulary.
+        self._silence_E, self._spread = silence_embedding(model), model.embedding_VE.detach().float().std()
 
     def groups(self) -> list[ParameterGroup]:
         """Adapters of the LLM, and delimiters."""
@@ -99,12 +101,11 @@ class ReadingStage:
         num_windows = max(1, int((later[-1].end_s + 0.3) / window_s))
         classes = self._units.classes([word.text for word in words], self._model.prompts)
         written_KE = torch.zeros(num_windows, table_VE.shape[1], device=table_VE.device)
-        silence_E = silence_embedding(self._model)
         for (window, number), share in window_shares(later, classes, num_windows, window_s).items():
-            embedding_E = silence_E if number == BLANK else table_VE[self._units.token_ids[number - 1]]
+            embedding_E = self._silence_E if number == BLANK else table_VE[self._units.token_ids[number - 1]]
             written_KE[window] += share * embedding_E.float()
         noise_KE = torch.randn(written_KE.shape, device=written_KE.device)
-        return written_KE + self._config.noise * table_VE.float().std() * noise_KE
+        return written_KE + self._config.noise * self._spread * noise_KE
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
