@@ -18,7 +18,8 @@ requests = st.lists(st.tuples(scales, st.integers(8, 40)), min_size=1, max_size=
 
 @pytest.fixture(scope="module", params=["ms", "mss"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return Engine(tiny_model(request.param), device="cpu", dtype=torch.float32)
+    # In double precision: beams have no rule for near ties, which rounding decides one way or the other.
+    return Engine(tiny_model(request.param), device="cpu", dtype=torch.float64)
 
 
 def _example(row: int, num_frames: int) -> Example:
