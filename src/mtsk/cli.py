@@ -29,6 +29,9 @@ _Flag = Annotated[bool, arg(help_behavior_hint="")]
 _Limit = Annotated[float | None, arg(metavar="N", help_behavior_hint="")]
 
 
+_VOICES = "flite,espeak,piper,kokoro"
+
+
 def transcribe(
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="")],
     /,
@@ -105,7 +108,7 @@ def prepare(
     pretrain: Annotated[bool, arg(help_behavior_hint="")] = True,
     only: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     hours: float = 16.0,
-    voices: Annotated[str, arg(metavar="NAME,...")] = "flite,espeak,piper,kokoro",
+    voices: Annotated[str, arg(metavar="NAME,...")] = _VOICES,
     voice_dir: _OptionalFolder = None,
     seed: int = 0,
     min_confidence: float = 0.8,
@@ -137,17 +140,19 @@ def prepare(
         seed: for `spoken`: another one gives the sentences other voices.
         min_confidence: for `labelled`: keep what Whisper is so sure of (mean probability per token, 0 to 1).
     """
-    if corpus == "spoken":
-        from mtsk.commands.prepare import run_spoken
+    from mtsk.commands.prepare import refuse_options_of_others, run, run_labelled, run_spoken
 
+    changed = {
+        "--split": split != "train", "--table": table, "--mix": mix != 8, "--landmarks": landmarks,
+        "--no-pretrain": not pretrain, "--only": only, "--hours": hours != 16.0, "--voices": voices != _VOICES,
+        "--voice-dir": voice_dir, "--seed": seed, "--min-confidence": min_confidence != 0.8,
+    }  # fmt: skip
+    refuse_options_of_others(corpus, [name for name, value in changed.items() if value])
+    if corpus == "spoken":
         kinds = tuple(voices.split(","))
         return run_spoken(source, target, hours=hours, kinds=kinds, voice_dir=voice_dir, seed=seed, workers=workers)
     if corpus == "labelled":
-        from mtsk.commands.prepare import run_labelled
-
         return run_labelled(source, target, min_confidence=min_confidence, workers=workers)
-    from mtsk.commands.prepare import run
-
     return run(
         corpus, source, target, split=split, table=table, workers=workers, sheets=sheets, face=face, lips=lips, mix=mix,
         landmarks=landmarks, pretrain=pretrain, only=only,

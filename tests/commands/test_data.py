@@ -284,3 +284,23 @@ def test_what_cannot_be_trained(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"\xff\xfe\xff")
     check(run("train", tmp_path / "run.json", "--data", data, *out), str(tmp_path / "run.json"), "not valid JSON")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grid", "--landmarks", "x"], "--landmarks is for lrs2, lrs3, vox2, not for grid"),
+        (["vox2", "--no-pretrain"], "--no-pretrain is for lrs2, lrs3, not for vox2"),
+        (["spoken", "--table", "x.tsv"], "--table is for folder, vox2, not for spoken"),
+        (["labelled", "--hours", "3"], "--hours is for spoken, not for labelled"),
+        (["labelled", "--split", "test"], "--split is for folder, not for labelled"),
+        (["folder", "--min-confidence", "0.5"], "--min-confidence is for labelled, not for folder"),
+        (["lrs3", "--mix", "1"], "--mix is for noise, not for lrs3"),
+    ],
+)
+def test_options_of_other_corpora_are_refused(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    corpus, *options = arguments
+    result = run("prepare", corpus, tmp_path, tmp_path / "dst", *options)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"mtsk: error: {message}\n"
+    assert not (tmp_path / "dst").exists()

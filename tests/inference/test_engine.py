@@ -19,9 +19,9 @@ from mtsk.inference.engine import Engine
 from mtsk.media import Media, MediaError, MouthTrack
 from mtsk.media.mouth import Crop, Sighting
 from mtsk.media.stream import MediaPiece
-from mtsk.media.vad import WINDOW_SAMPLES
 from mtsk.scale import Scale
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example
+from tests.inference.ear import FineEar
 from tests.tiny import SCALES, save_tiny_bases, tiny_batch, tiny_example, tiny_examples, tiny_model
 
 
@@ -77,25 +77,6 @@ class Played:
             yield MediaPiece(second, duration_s, heard, tuple(crops), media.mouth.num_faces if media.mouth else 0)
 
 
-class Ears:
-    """A `SpeechDetector` for which all that is loud is speech."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._rest = np.zeros(0, np.float32)
-
-    def feed(self, samples_N: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._rest = np.concatenate([self._rest, samples_N])
-        size = len(self._rest) // WINDOW_SAMPLES * WINDOW_SAMPLES
-        windows, self._rest = self._rest[:size].reshape(-1, WINDOW_SAMPLES), self._rest[size:]
-        return np.asarray(np.abs(windows).max(axis=1) > 0.001, np.float32)
-
-    def finish(self) -> NDArray[np.float32]:
-        return np.ones(1 if len(self._rest) else 0, np.float32)
-
-
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Any:
     """Lets every file hold the given media; returns a list of whether lips were asked for."""
@@ -107,7 +88,7 @@ def play(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Any:
             return Played(media, tracker is not None)
 
         monkeypatch.setattr(engine_module, "stream_media", stream)
-        monkeypatch.setattr(engine_module, "SpeechDetector", Ears)
+        monkeypatch.setattr(engine_module, "SpeechDetector", FineEar)
         monkeypatch.setattr(Engine, "_tracker", lambda self, face: object())
         return asked
 
@@ -396,7 +377,9 @@ def test_pauses_of_long_recordings_are_left_out(engine: Engine, play: Any) -> No
 def test_a_short_recording_is_read_whole_unless_speech_alone_is_wanted(engine: Engine, play: Any) -> None:
     media = _media()
     assert media.waveform is not None
-    media.waveform[:] *= 9.5e-4 / np.abs(media.waveform).max()  # not silent, but nothing that `Ears` takes for speech
+    media.waveform[:] *= (
+        9.5e-4 / np.abs(media.waveform).max()
+    )  # not silent, but nothing that `FineEar` takes for speech
     play(media)
     whole = engine.transcribe("clip.mp4", "a4v2")
     assert [(each.start_s, each.end_s) for each in whole.segments] == [(0.0, 2.0)]

@@ -17,30 +17,12 @@ from numpy.typing import NDArray
 from mtsk.inference.segments import MAX_SEGMENT_S, SegmentInput, SegmentRules, segment_stream
 from mtsk.media.mouth import Crop, Sighting
 from mtsk.media.stream import MediaPiece, stream_media
-from mtsk.media.vad import WINDOW_SAMPLES, SpeechDetector, SpeechRules, speech_regions
+from mtsk.media.vad import SpeechDetector, SpeechRules, speech_regions
 from mtsk.types import SAMPLE_RATE_HZ
+from tests.inference.ear import Ear
 from tests.shared import shared_data
 
 # Segments of what is decoded piece by piece.
-
-
-class Ear(SpeechDetector):
-    """Stands in for the network: loud windows are speech."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._rest = np.zeros(0, np.float32)
-
-    def feed(self, samples_N: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._rest = np.concatenate([self._rest, samples_N])
-        size = len(self._rest) // WINDOW_SAMPLES * WINDOW_SAMPLES
-        windows, self._rest = self._rest[:size].reshape(-1, WINDOW_SAMPLES), self._rest[size:]
-        return np.asarray(np.abs(windows).max(axis=1, initial=0) > 0.25, np.float32)
-
-    def finish(self) -> NDArray[np.float32]:
-        return self.feed(np.zeros(-len(self._rest) % WINDOW_SAMPLES, np.float32))
 
 
 def _recording(stretches: list[tuple[float, float]], seed: int = 0) -> NDArray[np.float32]:

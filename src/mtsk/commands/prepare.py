@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mtsk.checkpoints.sources import face_models
 from mtsk.data.corpora import Corpus, folder, grid, labelled, lrs, spoken, vox2
 from mtsk.data.noise import NUM_MIXED, prepare_noise
 from mtsk.data.prepare import Settings, prepare
+
+_CORPORA_OF = {
+    "--split": ("folder",),
+    "--table": ("folder", "vox2"),
+    "--mix": ("noise",),
+    "--landmarks": ("lrs2", "lrs3", "vox2"),
+    "--no-pretrain": ("lrs2", "lrs3"),
+    "--only": ("vox2",),
+    "--hours": ("spoken",),
+    "--voices": ("spoken",),
+    "--voice-dir": ("spoken",),
+    "--seed": ("spoken",),
+    "--min-confidence": ("labelled",),
+}
+
+
+def refuse_options_of_others(corpus: str, given: Iterable[str]) -> None:
+    """Raises ValueError if one of the given options is of other corpora: it would do nothing."""
+    for name in given:
+        if corpus not in _CORPORA_OF[name]:
+            raise ValueError(f"{name} is for {', '.join(_CORPORA_OF[name])}, not for {corpus}")
 
 
 def run(
@@ -18,21 +40,13 @@ def run(
     """Prepares a corpus and prints the summary. Returns the exit code: 1 if nothing could be used.
 
     Raises:
-        ValueError: if the source is not such a corpus, or an option is of another one.
+        ValueError: if the source is not such a corpus, or an option is not valid.
     """
     for name, value in (("workers", workers), ("sheets", sheets), ("face", face)):
         if value < 0:
             raise ValueError(f"--{name} {value}: allowed are whole numbers from 0 up")
     if not source.is_dir():
         raise ValueError(f"{source}: {'is not a folder' if source.exists() else 'no such folder'}")
-    for name, given, corpora in (
-        ("--landmarks", landmarks is not None, ("lrs2", "lrs3", "vox2")),
-        ("--no-pretrain", not pretrain, ("lrs2", "lrs3")),
-        ("--only", only is not None, ("vox2",)),
-        ("--table", table is not None, ("folder", "vox2")),
-    ):
-        if given and corpus not in corpora:
-            raise ValueError(f"{name} is for {', '.join(corpora)}, not for {corpus}")
     if corpus == "noise":
         counts = prepare_noise(source, target, num_workers=workers, num_mixed=mix)
         print(f"noise: {counts['train']} recordings for training, {counts['test']} for evaluation, talkers disjoint")

@@ -6,7 +6,8 @@ aligned anew with what was written, and checked in the next pass (Leviathan et a
 
 The logits of a token differ by rounding with what is computed beside it: other rows, padding, the columns of a draft.
 In bfloat16 the best two of some tokens are that close. Such a near tie is decided by a pass over the row alone, its
-prompt and what it has written, nothing else: so a text depends neither on the batch nor on drafts, in any precision.
+prompt and what it has written, nothing else: so what is written for given inputs depends neither on the batch nor on
+drafts. (The inputs themselves may differ by rounding, where encoders run in bfloat16.)
 Letters: B rows, D draft columns, S sequence, V vocabulary.
 """
 

@@ -258,8 +258,8 @@ class Engine:
             face: which face to read, by size, 0 the largest.
             beams: texts that are followed at once; 1 is greedy.
             num_best: texts that are wanted for each segment, at most `beams`; see `Segment.alternatives`.
-            speech_only: leave out where nobody is heard to speak. Default: in recordings that are too long for one
-                segment, unless lips alone are read.
+            speech_only: leave out where nobody is heard to speak. Default: so in recordings that are too long for one
+                segment; a shorter one is read whole if somebody speaks in it. False: read all, noise too.
 
         Raises:
             MediaError: if the file can't be read.

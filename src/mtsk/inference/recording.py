@@ -87,7 +87,8 @@ class Recording:
     Args:
         stream: the file.
         make_detector: called if speech has to be told from silence.
-        speech_only: leave out where nobody speaks. None: if the recording is too long for one part.
+        speech_only: leave out where nobody speaks. None: so if the recording is too long for one part; a shorter one
+            stays whole if somebody speaks in it.
         face: which face the stream follows.
     """
 

@@ -12,7 +12,7 @@ from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.scale import FEATURE_S, Scale, ScaleGrid
 from mtsk.training.draws import scales_of_step
 from mtsk.training.objective import backward_scales
-from mtsk.training.optim import ParameterGroup
+from mtsk.training.optim import ParameterGroup, adapter_groups
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch
 
@@ -57,11 +57,8 @@ class JointStage:
         fine = {n: p for n, p in trained.items() if n.startswith(tuple(fine_rates))}
         coarse = {n: p for n, p in trained.items() if n.startswith("projectors.") and n not in fine}
         rest = {n: p for n, p in trained.items() if not n.startswith("projectors.")}
-        # Magnitudes of DoRA start far from 0, and are not drawn there.
-        magnitudes = {n: rest.pop(n) for n in list(rest) if n.endswith("magnitude_AO")}
         groups = [
-            ParameterGroup(rest, self.optim.lr),
-            ParameterGroup(magnitudes, self.optim.lr, decay=False),
+            *adapter_groups(rest, self.optim.lr),
             ParameterGroup(fine, self._config.projector_lr),
             ParameterGroup(coarse, self._config.coarse_projector_lr),
         ]

@@ -21,6 +21,14 @@ class ParameterGroup:
     decay: bool = True
 
 
+def adapter_groups(parameters: dict[str, nn.Parameter], lr: float) -> list[ParameterGroup]:
+    """Adapters at one rate. Magnitudes of DoRA start far from 0, and are not drawn there."""
+    magnitudes = {name: p for name, p in parameters.items() if name.endswith("magnitude_AO")}
+    others = {name: p for name, p in parameters.items() if name not in magnitudes}
+    groups = [ParameterGroup(others, lr), ParameterGroup(magnitudes, lr, decay=False)]
+    return [group for group in groups if group.parameters]
+
+
 def rate_factor(step: int, config: OptimConfig) -> float:
     """Share of the peak learning rate that step number `step` (from 0) uses."""
     num_warmup = max(1, round(config.num_steps * config.warmup_share))

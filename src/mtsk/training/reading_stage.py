@@ -21,7 +21,7 @@ from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import IGNORED
 from mtsk.scale import FEATURE_S, Scale
 from mtsk.training.labels import BLANK, Units, window_shares
-from mtsk.training.optim import ParameterGroup
+from mtsk.training.optim import ParameterGroup, adapter_groups
 from mtsk.training.source import BatchSource
 from mtsk.types import Batch, Word
 
@@ -51,9 +51,7 @@ class ReadingStage:
         """Adapters of the LLM, and delimiters."""
         others = ("projectors.", "video_encoder.", "ctc.")
         trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith(others)}
-        magnitudes = {n: trained.pop(n) for n in list(trained) if n.endswith("magnitude_AO")}
-        groups = [ParameterGroup(trained, self.optim.lr), ParameterGroup(magnitudes, self.optim.lr, decay=False)]
-        return [group for group in groups if group.parameters]
+        return adapter_groups(trained, self.optim.lr)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """See `trainer.Stage`."""
