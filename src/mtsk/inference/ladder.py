@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from mtsk.inference.recording import SILENT, Part, Recording, lacking
+from mtsk.inference.recording import NO_SPEECH, SILENT, Part, Recording, lacking
 from mtsk.media import MediaError
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import Segment, Transcript
@@ -120,7 +120,7 @@ class Ladder:
     def _fallbacks(self, used: Counter[Scale], main: Scale) -> list[str]:
         """Warnings about parts where another scale was used, or that nobody speaks."""
         if not self._parts:
-            return ["nobody is heard to speak"]
+            return [NO_SPEECH]
         wanted = self._wanted or main
         reasons = {" and ".join(part.lacking(wanted)) for part in self._parts}
         if self._wanted is not None and main != wanted and len(reasons) == 1 and all(reasons):

@@ -132,7 +132,9 @@ class Recording:
             # Where silence is kept the detector only chooses the cuts.
             rules = SegmentRules(keep_silence=stays_whole or self._speech_only is False)
             for segment in segment_stream(itertools.chain(held, pieces), detector, rules):
-                yield Part.of(segment, self, needs_speech=stays_whole)
+                part = Part.of(segment, self, needs_speech=stays_whole)
+                if part.missing.get("audio") != NO_SPEECH or "video" not in part.missing:  # as in a long recording
+                    yield part
 
     def _pieces(self) -> Iterator[MediaPiece]:
         for piece in self._stream:
