@@ -69,30 +69,30 @@ def english() -> TrainConfig:
         model=ModelConfig(
             scales=scales,
             video=CompactVideoConfig(dropout=0.25),
-            projector=ProjectorConfig(audio_context=ContextConfig(num_layers=2)),
+            projector=ProjectorConfig(audio_context=ContextConfig(num_layers=3)),
             lora=LoraConfig(
                 targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16
             ),
             ctc=CtcConfig(),
         ),
         lips_from="grid-s1",
+        spelling=CtcStageConfig(OptimConfig(num_steps=2000, lr=1e-3, batch_s=32.0), augment=augment, frame_weight=0.2),
         warm_start=WarmStartStageConfig(
-            OptimConfig(num_steps=2000, lr=1e-3, batch_s=32.0),
+            OptimConfig(num_steps=600, lr=7e-4, batch_s=32.0),
             augment=augment,
-            classes="vocabulary",
             embedding_weight=2.0,
             character_weight=0.3,
         ),
-        reading=ReadingStageConfig(OptimConfig(num_steps=300, lr=1e-3, batch_s=32.0, clip_norm=1.0)),
+        reading=ReadingStageConfig(OptimConfig(num_steps=200, lr=1e-3, batch_s=32.0, clip_norm=1.0)),
         joint=JointStageConfig(
-            OptimConfig(num_steps=2000, lr=1e-3, batch_s=32.0, clip_norm=1.0),
+            OptimConfig(num_steps=800, lr=1e-3, batch_s=32.0, clip_norm=1.0),
             augment=augment,
-            projector_lr=1e-4,
-            coarse_projector_lr=3e-4,
+            projector_lr=3e-4,
+            coarse_projector_lr=5e-4,
             scales_per_step=1,
         ),
-        ctc=CtcStageConfig(OptimConfig(num_steps=600, lr=1e-3, batch_s=32.0), augment=augment),
-        repeats={"s1_": 6, "labelled_": 5},
+        ctc=CtcStageConfig(OptimConfig(num_steps=150, lr=1e-3, batch_s=32.0), augment=augment, frame_weight=0.2),
+        repeats={"s1_": 4, "labelled_": 6},
         cache_views=2,
     )
 

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 
 from mtsk.checkpoints.store import load_model, read_record, save_model
 from mtsk.commands import train as command
-from mtsk.config import CtcStageConfig, OptimConfig, TrainConfig
+from mtsk.config import ContextConfig, CtcStageConfig, OptimConfig, TrainConfig
+from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.ctc import STEP_S, Alphabet
 from mtsk.training.ctc_stage import CtcStage, ctc_loss, frame_loss, step_shares
@@ -22,10 +23,11 @@ from mtsk.training.run import TrainingData, train
 from mtsk.training.trainer import Run
 from mtsk.types import Features, Word
 from tests.model.test_ctc import HEADS
-from tests.tiny import save_tiny_bases, tiny_batch, tiny_model
+from tests.tiny import save_tiny_bases, tiny_batch, tiny_llm, tiny_model, tiny_video_encoder, tiny_whisper
 from tests.training.prepared import tiny_train_config
 
 ALPHABET = Alphabet(" abc")
+CONTEXT = ContextConfig(num_layers=1, num_heads=4, hidden=24, kernel=5)
 NUM_STEPS = 5
 
 
@@ -127,6 +129,7 @@ def test_it_learns_a_batch(accelerator: Accelerator) -> None:
         config = CtcStageConfig(OptimConfig(num_steps=80, lr=1e-2))
         source, encoded = _Source(accelerator), model.encode(batch, model.grid)
         stage = CtcStage(
+            "ctc",
             config,
             HEADS,
             model,
@@ -147,6 +150,33 @@ def test_it_learns_a_batch(accelerator: Accelerator) -> None:
         assert figures[-1][name] < 0.8 * figures[0][name], name
     assert set(before) == {"audio_cer", "video_cer"}
     assert all(value < before[name] for name, value in stage.validate().items())
+
+
+def test_spelling_trains_the_layers_of_context_too(data: TrainingData, tmp_path: Path) -> None:
+    """And nothing else: projectors and adapters are those of a run that ends before it."""
+    plain = _config()
+    projector = replace(plain.model.projector, audio_context=CONTEXT)
+    config = replace(plain, model=replace(plain.model, projector=projector), spelling=plain.ctc)
+    states = [_spelled(config, data, tmp_path / str(steps), steps) for steps in (1, 3)]
+    moved = {name for name, value in states[0].items() if not torch.equal(value, states[1][name])}
+    trained = {name for name in states[0] if name.startswith(("ctc.", "projectors.audio.context.layers."))}
+    assert moved == trained
+    assert (tmp_path / "3" / "stages" / "spelling.safetensors").exists()
+
+
+def _spelled(config: TrainConfig, data: TrainingData, out_dir: Path, num_steps: int) -> dict[str, torch.Tensor]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = Run(out_dir, Accelerator(cpu=True), config.seed, config.save_every, num_steps)
+    torch.manual_seed(config.seed)
+    model = AvsrModel(config.model, tiny_llm(), WhisperAudioEncoder(tiny_whisper(), "real"), tiny_video_encoder())
+    assert not train(replace(config, video_encoder=None, lips_from="elsewhere"), model, data, run, lambda _: {})
+    return model.state_dict()
+
+
+def test_spelling_needs_layers_of_context() -> None:
+    plain = _config()
+    with pytest.raises(ValueError, match=r"spelling .* null without model.ctc and model.projector.audio_context"):
+        replace(plain, spelling=plain.ctc)
 
 
 # Onto a trained model.

@@ -140,7 +140,8 @@ class JointStageConfig:
 
 @dataclass(frozen=True)
 class CtcStageConfig:
-    """Stage 4: the character heads alone, on features that are what they are; nothing else learns from it."""
+    """The character heads: stage 4, alone, on features that are what they are; or before stage 2, with the layers of
+    context (`TrainConfig.spelling`)."""
 
     optim: OptimConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -155,6 +156,9 @@ class TrainConfig:
 
     model: ModelConfig
     joint: JointStageConfig
+    spelling: CtcStageConfig | None = None
+    """Before stage 2: the layers of context (`model.projector.audio_context`) learn to spell, with the character heads.
+    Not in the paper."""
     warm_start: WarmStartStageConfig | None = None
     reading: ReadingStageConfig | None = None
     video_encoder: VideoStageConfig | None = None
@@ -185,6 +189,8 @@ class TrainConfig:
         require(both is None, "lips_from", both, "null beside video_encoder, the stage that trains a lip encoder")
         heads = "null without model.ctc, and the stage that trains the heads with it"
         require((self.ctc is None) == (self.model.ctc is None), "ctc", self.ctc, heads)
+        spelling = None if self.model.ctc and self.model.projector.audio_context else self.spelling
+        require(spelling is None, "spelling", spelling, "null without model.ctc and model.projector.audio_context")
         onto = self.onto if self.ctc is None else None
         require(onto is None, "onto", onto, "null without ctc, the stage that trains the character heads")
         weighable = {name for scale in self.model.grid for name in (str(scale), scale.task)}

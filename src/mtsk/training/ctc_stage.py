@@ -1,7 +1,9 @@
-"""Stage 4: the character heads, from word times and CTC, on features that are what they are.
+"""The character heads, from word times and CTC, as two stages.
 
-Nothing else learns here and the texts of the other parts do not depend on the heads, so this may be done for a model
-that was trained long ago.
+Stage 4, `ctc`: on features that are what they are. Nothing else learns here and the texts of the other parts do not
+depend on the heads, so this may be done for a model that was trained long ago.
+Before stage 2, `spelling`: together with the layers that let features hear their neighbours. Letters carry over to
+words that were never heard in training.
 Letters: B rows, S steps of 20 ms, C classes.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,16 +33,21 @@ class CtcStage:
 
     With several processes the loss is the mean of theirs, each over its own steps and characters. The batches last
     about equally long, so this is near the loss of one large batch.
+
+    Args:
+        name: `spelling`, which trains the layers of context too, or `ctc`.
     """
 
-    name = "ctc"
-
     def __init__(
-        self, config: CtcStageConfig, heads: CtcConfig, model: AvsrModel, *,
+        self, name: Literal["spelling", "ctc"], config: CtcStageConfig, heads: CtcConfig, model: AvsrModel, *,
         source: BatchSource, encoder: Encoder, dev: Callable[[], Iterator[Batch]],
     ) -> None:  # fmt: skip
+        self.name: str = name
         self.optim = config.optim
         self.modules: nn.Module = model.ctc
+        if name == "spelling":
+            contexts = {of: at.context for of, at in model.rate_projectors().items() if at.context is not None}
+            self.modules = nn.ModuleDict({"ctc": model.ctc, "context": nn.ModuleDict(contexts)})
         self._config, self._model, self._alphabet = config, model, Alphabet(heads.alphabet)
         self._source, self._encoder, self._dev = source, encoder, dev
 
@@ -59,7 +67,9 @@ class CtcStage:
         self.modules.train()
         with accelerator.autocast():
             with torch.no_grad():
-                encoded = self._model.in_context(self._encoder(batch))
+                encoded = self._encoder(batch)
+            with torch.set_grad_enabled(self.name == "spelling"):
+                encoded = self._model.in_context(encoded)
             read = self._model.characters(encoded)
         figures = {"tokens": float(sum(logits.lengths_B.sum() for logits in read.values()))}
         total = torch.zeros((), device=self._model.device)

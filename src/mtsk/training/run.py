@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -143,7 +144,8 @@ def train(
 
 def _needs_word_times(config: TrainConfig) -> bool:
     """Whether a stage learns from them."""
-    return any(stage is not None for stage in (config.video_encoder, config.warm_start, config.reading, config.ctc))
+    stages = (config.video_encoder, config.spelling, config.warm_start, config.reading, config.ctc)
+    return any(stage is not None for stage in stages)
 
 
 def _word_times_file(data: TrainingData, run: Run) -> Path:
@@ -174,7 +176,7 @@ def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
             raise ValueError("video_encoder.distill_weight needs a model with an audio encoder, or has to be 0")
         return
     limit_s = model.audio_encoder.max_samples / SAMPLE_RATE_HZ
-    stages = (config.video_encoder, config.warm_start, config.joint, config.ctc)
+    stages = (config.video_encoder, config.spelling, config.warm_start, config.joint, config.ctc)
     augments = [stage.augment for stage in stages if stage is not None]
     speed, shift_s = max(each.speed for each in augments), max(each.shift_s for each in augments)
     allowed_s = {"train": (limit_s - shift_s) * (1 - speed), "dev": limit_s}
@@ -234,7 +236,7 @@ def _stages(
 ) -> Iterator[Stage]:
     """One after the other: a stage is built when those before it are done."""
     if config.onto is not None:
-        yield _ctc_stage(config, model, data, run)
+        yield from _ctc_stage("ctc", config.ctc, config, model, data, run)
         return
     if config.video_encoder is not None and model.video_encoder is not None:
         yield VideoStage(
@@ -247,6 +249,7 @@ def _stages(
             dev=data.dev_batches,
         )
         model.video_encoder.requires_grad_(False).eval()
+    yield from _ctc_stage("spelling", config.spelling, config, model, data, run)
     if config.warm_start is not None:
         cache = _feature_cache(config, model, data, run, config.warm_start.augment)
         yield WarmStartStage(
@@ -271,19 +274,29 @@ def _stages(
         seed=config.seed,
         validator=validator,
     )
-    if config.ctc is not None:  # last, as the stage before may change the lip encoder
-        yield _ctc_stage(config, model, data, run)
+    # Last, as the stage before may change the lip encoder.
+    yield from _ctc_stage("ctc", config.ctc, config, model, data, run)
 
 
-def _ctc_stage(config: TrainConfig, model: AvsrModel, data: TrainingData, run: Run) -> CtcStage:
-    assert config.ctc is not None
+def _ctc_stage(
+    name: Literal["spelling", "ctc"],
+    stage: CtcStageConfig | None,
+    config: TrainConfig,
+    model: AvsrModel,
+    data: TrainingData,
+    run: Run,
+) -> Iterator[CtcStage]:
+    """The stage, if it is configured."""
+    if stage is None:
+        return
     assert config.model.ctc is not None
-    cache = _feature_cache(config, model, data, run, config.ctc.augment)
-    return CtcStage(
-        config.ctc,
+    cache = _feature_cache(config, model, data, run, stage.augment)
+    yield CtcStage(
+        name,
+        stage,
         config.model.ctc,
         model,
-        source=_source(CtcStage.name, config.ctc, cache, config, data, run),
+        source=_source(name, stage, cache, config, data, run),
         encoder=Encoder(model, cache),
         dev=data.dev_batches,
     )
