@@ -25,6 +25,7 @@ ROOMS = {
     "recipes": {"paper_recipes"},
     "paper_recipes": set[str](),
     "studies": _USERS | {"evaluation", "training", "recipes"},
+    "serving": _USERS | {"inference"},
 }
 # The doors: they may open every room, but only when asked, so that importing them is quick.
 DOORS = {"__init__", "cli", "commands"}

@@ -222,6 +222,15 @@ def test_evaluate_some_scales(run: Run, prepared: Path, checkpoint: Path, tmp_pa
     ]
 
 
+def test_evaluate_with_beams(run: Run, prepared: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Operations are left out, as those of a search are not counted."""
+    options = ("--data", prepared, "--model", checkpoint, "--scale", "a4", "--beams", "3", "-o", tmp_path)
+    assert run("evaluate", *options).code == 0
+    rows = json.loads((tmp_path / "wer.json").read_text())
+    assert [row["tflops_per_s"] for row in rows if row["scale"] == "a4"] == [None]
+    check(run("evaluate", *options, "--policy", "auto"), "--beams with --policy or --pareto")
+
+
 def test_what_cannot_be_evaluated(run: Run, prepared: Path, checkpoint: Path, tmp_path: Path) -> None:
     def evaluate(data: Path, *options: str | Path) -> Result:
         return run("evaluate", "--data", data, "--model", checkpoint, "-o", tmp_path / "out", *options)

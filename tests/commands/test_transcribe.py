@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from mtsk.inference.engine import Engine
+from mtsk.inference.recording import Written
 from mtsk.inference.subtitles import SubtitleOptions
 from mtsk.inference.writers import render
+from mtsk.media import MediaError
 from mtsk.scale import Scale
 from mtsk.types import FaceModels, Segment, Transcript, Word
 from tests.commands.conftest import GRID, MP4, Run, write_face, write_sound
@@ -206,12 +209,39 @@ def test_outputs_that_there_are_not(transcribe: Run, sound: Path, arguments: lis
     assert (result.code, result.out, result.errors) == (1, "", [f"mtsk: error: {told}"])
 
 
+class Finished:
+    """A file that is read already."""
+
+    declared_s = None
+
+    def __init__(self, transcripts: list[Transcript]) -> None:
+        self._transcripts = transcripts
+        self.names = tuple(str(transcript.scale) for transcript in transcripts)
+
+    def read(self, *, growing: bool = False) -> Generator[Written, None, None]:
+        yield Written(1.0, tuple(transcript.segments for transcript in self._transcripts))
+
+    def transcripts(self) -> list[Transcript]:
+        return self._transcripts
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class Failing(Finished):
+    """A file that can be read for a while."""
+
+    def read(self, *, growing: bool = False) -> Generator[Written, None, None]:
+        yield from super().read()
+        raise MediaError("good.wav: no more of it can be read")
+
+
 def test_words_are_in_json_when_asked_for(
     transcribe: Run, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = Segment(0.0, 1.0, "bin blue", Scale(4), 12, (Word("bin", 0.0, 0.5, 0.75), Word("blue", 0.5, 1.0)))
     transcripts = [Transcript("bin blue", Scale(4), 12, 1.0, {"encode": 0.0, "decode": 0.0}, segments=(segment,))]
-    monkeypatch.setattr(Engine, "transcribe_scales", lambda *_, **__: transcripts)
+    monkeypatch.setattr(Engine, "open", lambda *_, **__: Finished(transcripts))
     plain = json.loads(transcribe(sound, "-f", "json").out)
     assert plain["transcripts"] == [transcripts[0].to_dict()]
     timed = json.loads(transcribe(sound, "-f", "json", "--word-timestamps").out)
@@ -220,6 +250,38 @@ def test_words_are_in_json_when_asked_for(
     assert json.loads((tmp_path / "good.wav.json").read_text(encoding="utf-8")) == timed
     highlighted = transcribe(sound, "-f", "srt", "--highlight-words")
     assert "00:00:00,000 --> 00:00:00,500\n<u>bin</u> blue\n" in highlighted.out
+
+
+def test_a_file_that_fails_in_the_middle(
+    transcribe: Run, engine: Engine, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it gave before stays, and the others go on."""
+    segment = Segment(0.0, 1.0, "bin blue", Scale(4), 12)
+
+    def open_file(self: Engine, source: Path, *scales: Any, **options: Any) -> Any:
+        if source == sound:
+            return Failing([Transcript("", Scale(4), 12, 1.0, {}, segments=(segment,))])
+        return open_really(self, source, *scales, **options)
+
+    open_really = Engine.open
+    monkeypatch.setattr(Engine, "open", open_file)
+    other = write_sound(tmp_path / "other.wav", 1.5)
+    result = transcribe(sound, other, "-f", "srt,json", "-o", tmp_path / "out", "--scale", "a4")
+    assert (result.code, result.errors) == (1, ["mtsk: error: good.wav: no more of it can be read"])
+    written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert set(written) == {"good.wav.srt", "other.wav.srt", "other.wav.json"}
+    assert written["good.wav.srt"] == "1\n00:00:00,000 --> 00:00:01,000\nbin blue\n\n"
+    assert written["other.wav.srt"] == render("srt", "", engine.transcribe_scales(other, ["a4"]))
+
+
+def test_a_stream_is_printed_as_it_comes(transcribe: Run, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Segment(0.0, 1.0, "bin blue", Scale(4), 12)
+
+    transcripts = [Transcript("", Scale(4), 12, 1.0, {}, segments=(segment,))]
+    monkeypatch.setattr(Engine, "open", lambda *_, **__: Failing(transcripts))
+    result = transcribe(sound, "-f", "vtt", "--scale", "a4")
+    assert (result.code, len(result.errors)) == (1, 1)
+    assert result.out == "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nbin blue\n\n"
 
 
 def test_files_of_one_name_do_not_replace_each_other(transcribe: Run, engine: Engine, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_no_more_than_allowed_is_made_ahead() -> None:
     assert next(reader) == 0
     assert items.reached[3].wait(10), "two wait in the queue, and the next one for a place in it"
     assert not items.reached[4].wait(0.3)
-    reader.close()  # type: ignore[attr-defined]
+    reader.close()
     assert items.is_closed.is_set()
     assert items.made == [0, 1, 2, 3]
 
@@ -57,3 +57,25 @@ def test_an_error_comes_where_its_item_would() -> None:
     with pytest.raises(OSError, match="unreadable"):
         next(reader)
     assert items.is_closed.is_set()
+
+
+def test_an_item_that_is_being_made_need_not_be_finished() -> None:
+    """Without the signal it would never be."""
+    is_begun, is_stopped, is_closed = threading.Event(), threading.Event(), threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        try:
+            yield 0
+            is_begun.set()
+            assert is_stopped.wait(30)
+            raise OSError("stopped: nobody is to hear of it")
+        finally:
+            is_closed.set()
+
+    reader = ahead(items(), 1, is_stopped.set)
+    assert next(reader) == 0
+    assert is_begun.wait(30)
+    assert not is_stopped.is_set()
+    reader.close()
+    assert is_stopped.is_set()
+    assert is_closed.is_set()

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from mtsk.inference.beam import Beams, Hypothesis, beam_search
-from mtsk.inference.decoding import greedy
+from mtsk.inference.decoding import greedy, loop_surplus, num_repeats
+from mtsk.inference.prefixes import PrefixScorer
 from mtsk.model.avsr import AvsrModel
+from mtsk.model.ctc import Alphabet
+from mtsk.model.fusion import LlmInput
 from mtsk.scale import Scale
 from mtsk.types import Batch
 from tests.tiny import row_of, tiny_batch, tiny_model
@@ -73,6 +76,30 @@ def test_a_wide_beam_finds_the_best_of_all_texts(power: float, monkeypatch: pyte
     assert [text.tokens for text in few] == [tokens for tokens, _ in expected[:4]], "it may stop sooner, not elsewhere"
 
 
+def test_with_a_second_reader_the_best_of_all_texts_is_that_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, limit, weight = tiny_model("mss"), row_of(tiny_batch(), 0), 3, 0.7
+    texts = _all_texts(model, batch, SCALES[0], limit, _speak_little(model, monkeypatch), power=0.0)
+    alphabet, spelled = Alphabet(" ab"), dict(zip(ALLOWED, (" a", "b", " ba"), strict=True))
+    read_SC = torch.randn(12, alphabet.num_classes, generator=torch.Generator().manual_seed(3)).log_softmax(dim=-1)
+    scorer = PrefixScorer(read_SC, alphabet, lambda token: spelled.get(token, ""))
+    expected = []
+    for tokens, logprob in texts:
+        prefix = scorer.start()
+        for token in tokens:
+            [prefix] = scorer.extend([prefix], [token])
+        heard = prefix.whole_logprob if len(tokens) < limit else prefix.logprob
+        expected.append((tokens, logprob + weight * heard))
+    expected.sort(key=lambda pair: -pair[1])
+    assert [tokens for tokens, _ in expected] != [tokens for tokens, _ in texts]
+    beams = Beams(len(texts), len(texts), 0.0, weight)
+    inputs = model.embed(model.encode(batch, SCALES[:1]), SCALES[:1], [[]])
+    found = beam_search(model, inputs, SCALES[:1], [limit], beams, [scorer])[0]
+    assert [text.tokens for text in found] == [tokens for tokens, _ in expected]
+    assert [text.score for text in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+    alone = dict(texts)
+    assert [text.logprob for text in found] == pytest.approx([alone[text.tokens] for text in found], abs=1e-4)
+
+
 def test_the_power_of_the_length_decides_between_short_and_long(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_model("mss"), row_of(tiny_batch(), 0)
     _speak_little(model, monkeypatch)
@@ -110,7 +137,39 @@ def test_a_mixed_batch_finds_what_each_row_finds_alone(monkeypatch: pytest.Monke
     (2, 3, 1.0, "the 3 best of 2 beams; allowed is from 1 to 2"),
     (2, 0, 1.0, "the 0 best"),
     (1, 1, -1.0, "length power of -1.0"),
+    (1, 1, 1.0, "character weight of -1.0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(width: int, num_best: int, power: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Beams(width, num_best, power)
+        Beams(width, num_best, power, -1.0 if "character" in said else 0.3)
+
+
+# Loops.
+
+
+def test_a_loop_ends_a_text_and_leaves_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a model that would rather say the same again than end."""
+    model, batch = tiny_model("mss"), row_of(tiny_batch(), 0)
+    first, second = ALLOWED[:2]
+    end = model.prompts.vocabulary.eos
+    logits_V = torch.full((model.prompts.vocabulary.size,), -torch.inf)
+    logits_V[[first, second, end]] = torch.tensor([0.0, -2.0, -4.0])
+    logprobs_V = logits_V.log_softmax(dim=-1)
+    num_steps = 0
+
+    def next_logits(inputs: LlmInput, cache: object) -> Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        return logits_V.expand(len(inputs.mask_BS), -1)
+
+    monkeypatch.setattr(model, "next_logits", next_logits)
+    [alone] = _search(model, batch, SCALES[:1], [100], Beams())
+    assert [text.tokens for text in alone] == [(first,)]
+    assert alone[0].logprob == pytest.approx(float(logprobs_V[first])), "of what is kept"
+    assert num_steps == num_repeats(1)
+    num_steps = 0
+    [found] = _search(model, batch, SCALES[:1], [100], Beams(4, 4))
+    assert num_steps < 30
+    assert (first,) in [text.tokens for text in found]
+    assert all(loop_surplus(text.tokens) == 0 for text in found)
+    assert [text.score for text in found] == sorted((text.score for text in found), reverse=True)

@@ -1,9 +1,11 @@
 """The engine: one reading, any scale; fallbacks when sound or lips are missing; long recordings in segments."""
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,13 @@ from numpy.typing import NDArray
 
 from mtsk.checkpoints.store import save_model
 from mtsk.inference import engine as engine_module
+from mtsk.inference import policy_run
 from mtsk.inference.decoding import Decoded
 from mtsk.inference.engine import Engine
+from mtsk.inference.policy import Fixed, Policy
 from mtsk.media import Media, MediaError, MouthTrack
 from mtsk.media.mouth import Crop, Sighting
-from mtsk.media.stream import MediaPiece
+from mtsk.media.stream import MediaPiece, MediaStopped
 from mtsk.scale import Scale
 from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example
 from tests.inference.ear import FineEar
@@ -54,8 +58,12 @@ class Played:
         self.has_sound = media.waveform is not None
         self.has_lips = tracked and media.mouth is not None
         self.has_video_stream = media.has_video_stream
+        self.declared_s = media.duration_s
         self.warnings: tuple[str, ...] = ()
-        self.is_closed = False
+        self.is_closed = self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
 
     def close(self) -> None:
         self.is_closed = True
@@ -402,3 +410,80 @@ def test_a_stream_gives_its_first_segment_early_and_closes_its_file(
     assert max(sizes) <= 8
     assert len(segments) == sum(sizes)
     assert [each.start_s for each in segments] == sorted(each.start_s for each in segments)
+
+
+class Endless(Played):
+    """Goes on until it is told to stop: what reads it to its end never ends."""
+
+    def __init__(self, media: Media) -> None:
+        super().__init__(media, tracked=False)
+        self.is_told = threading.Event()
+
+    def stop(self) -> None:
+        self.is_told.set()
+
+    def __iter__(self) -> Iterator[MediaPiece]:
+        try:
+            yield from super().__iter__()
+            assert self.is_told.wait(60)
+            raise MediaStopped(self.name)
+        finally:
+            self.close()
+
+
+@pytest.mark.parametrize("policy", [None, Fixed(Scale(16))])
+def test_a_stream_that_is_left_stops_decoding_its_file(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, policy: Policy | None
+) -> None:
+    endless = Endless(_media(40.0, None))
+    for module in (engine_module, policy_run):
+        monkeypatch.setattr(module, "stream_media", lambda source, *, tracker: endless)
+        monkeypatch.setattr(module, "SpeechDetector", FineEar)
+    monkeypatch.setattr(engine_module, "_limit", lambda length_s: 1)
+    segments = engine.stream("clip.mp4", None if policy else "a16", policy=policy)
+    assert next(segments).start_s == 0.0
+    assert not endless.is_told.is_set()
+    segments.close()
+    assert endless.is_told.is_set()
+    assert endless.is_closed
+
+
+@pytest.mark.parametrize("policy", [None, Fixed(Scale(16))])
+def test_a_file_that_is_refused_is_closed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, policy: Policy | None
+) -> None:
+    played = Played(_media(None, 2.0), tracked=True)
+    sounds = Engine(tiny_model("mss", scales=("a4", "a16")), device="cpu", dtype=torch.float32)
+    for module in (engine_module, policy_run):
+        monkeypatch.setattr(module, "stream_media", lambda source, *, tracker: played)
+    monkeypatch.setattr(Engine, "_tracker", lambda self, face: SimpleNamespace(face=face))
+    with pytest.raises(MediaError, match="no sound"):
+        sounds.open("clip.mp4", policy=policy)
+    assert played.is_closed
+
+
+def test_a_file_is_read_step_by_step(engine: Engine, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At several scales: what comes step by step is what the transcripts hold at the end."""
+    monkeypatch.setattr(engine_module, "_limit", lambda length_s: 3)
+    play(_media(12 * 16.0, None))
+    run = engine.open("clip.mp4", ["all", "a4"])
+    assert run.names == ("a4", "a16", "a4"), "of lips there is nothing to write"
+    assert run.declared_s == 192.0
+    read = list(run.read(growing=True))
+    assert [each.until_s for each in read] == [each.segments[0][-1].end_s for each in read]
+    assert len(read[0].segments[0]) == 1 < len(read[-1].segments[0])
+    for column, transcript in enumerate(run.transcripts()):
+        assert transcript is not None
+        assert transcript.scale == Scale.parse(run.names[column])
+        assert tuple(segment for each in read for segment in each.segments[column]) == transcript.segments
+
+
+def test_an_optional_scale_is_silent_until_it_is_possible(engine: Engine, play: Any) -> None:
+    """Pictures without a face: the scales with lips prove impossible, and nothing was given of them before."""
+    play(_media(2.0, 2.0, num_faces=0))
+    run = engine.open("clip.mp4", ["all"])
+    assert run.names == SCALES
+    read = list(run.read())
+    given = [any(each.segments[column] for each in read) for column in range(len(SCALES))]
+    assert given == [name in ("a4", "a16") for name in SCALES]
+    assert [transcript is not None for transcript in run.transcripts()] == given

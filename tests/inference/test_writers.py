@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from mtsk.inference.subtitles import SubtitleOptions
-from mtsk.inference.writers import FORMATS, open_writer, parse_formats, render, write
+from mtsk.inference.writers import FORMATS, Outputs, open_writer, parse_formats, render
 from mtsk.scale import Scale
 from mtsk.types import Segment, Transcript
 from tests.inference.readers import read_srt, read_vtt, scale, timed, untimed
 
 SEGMENTS = (timed("bin blue", 0.25, 0.5, 0.5, 1), untimed("", 1, 2), untimed("set\tred", 2, 3.5))
 TALK = Transcript("bin blue set\tred", Scale(4), 30, 3.5, {"decode": 0.5}, segments=SEGMENTS)
+WORD_BY_WORD = SubtitleOptions(max_words_per_line=1)
 FINE = Transcript("a & b", Scale(4, 2), 70, 2.0, {})
 
 
@@ -95,13 +96,20 @@ def test_names_of_formats() -> None:
 # Files.
 
 
+def _written(folder: Path, formats: tuple[str, ...], *transcripts: Transcript) -> list[str]:
+    """Names of the files."""
+    names = [str(transcript.scale) for transcript in transcripts]
+    with Outputs(folder / "a.mp4", "in/a.mp4", formats, names, WORD_BY_WORD, words=True) as outputs:
+        outputs.add([transcript.segments for transcript in transcripts])
+        outputs.close(transcripts)
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_file_holds_what_is_printed(tmp_path: Path, format_name: str) -> None:
-    options = SubtitleOptions(max_words_per_line=1)
-    (path,) = write(tmp_path / "new", "a.mp4", Path("in/a.mp4"), [TALK], [format_name], options, words=True)
-    assert path == tmp_path / "new" / f"a.mp4.{format_name}"
-    content, printed = path.read_bytes().decode(), render(format_name, "in/a.mp4", [TALK], options, words=True)
-    assert list(path.parent.iterdir()) == [path]
+    assert _written(tmp_path / "new", (format_name,), TALK) == [f"a.mp4.{format_name}"]
+    content = (tmp_path / "new" / f"a.mp4.{format_name}").read_bytes().decode()
+    printed = render(format_name, "in/a.mp4", [TALK], WORD_BY_WORD, words=True)
     if format_name == "json":
         assert json.loads(content) == json.loads(printed)
         assert printed.count("\n") == 1 < content.count("\n")
@@ -110,18 +118,41 @@ def test_a_file_holds_what_is_printed(tmp_path: Path, format_name: str) -> None:
 
 
 def test_files_of_several_scales(tmp_path: Path) -> None:
-    again = replace(TALK, warnings=("no video for scale a4v2; a4 is used",))
-    paths = write(tmp_path, "a.mp4", Path("a.mp4"), [TALK, FINE, again], FORMATS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
-    assert [path.name for path in paths] == [
-        "a.mp4.txt", "a.mp4.a4.srt", "a.mp4.a4v2.srt", "a.mp4.a4.vtt", "a.mp4.a4v2.vtt", "a.mp4.a4.tsv",
-        "a.mp4.a4v2.tsv", "a.mp4.json",
-    ]  # fmt: skip
-    assert (tmp_path / "a.mp4.a4v2.srt").read_text() == render("srt", "a.mp4", [FINE])
-    assert (tmp_path / "a.mp4.a4.srt").read_text() == render("srt", "a.mp4", [TALK])
+    again = replace(TALK, warnings=("twice asked for",))
+    fine = replace(TALK, scale=Scale(4, 2), segments=(replace(untimed("set blue", 0, 3), scale=Scale(4, 2)),))
+    single = [f"a.mp4.{name}.{suffix}" for name in ("a4", "a4v2") for suffix in ("srt", "tsv", "vtt")]
+    assert _written(tmp_path, FORMATS, TALK, fine, again) == sorted([*single, "a.mp4.json", "a.mp4.txt"])
+    assert (tmp_path / "a.mp4.a4v2.srt").read_text() == render("srt", "", [fine])
+    assert (tmp_path / "a.mp4.a4.tsv").read_text() == render("tsv", "", [TALK])
+    assert (tmp_path / "a.mp4.txt").read_text() == "a4v2\tset blue\na4\tbin blue\na4\tset red\n", "by time"
     assert len(json.loads((tmp_path / "a.mp4.json").read_text())["transcripts"]) == 3
-    (path,) = write(tmp_path, "b.mp4", Path("b.mp4"), [TALK, again], ["srt"])  # both are of one scale
-    assert path.name == "b.mp4.srt"
+
+
+def test_a_name_that_proves_impossible_has_no_file(tmp_path: Path) -> None:
+    with Outputs(tmp_path / "a", "a", FORMATS, ["a4v2", "a4"]) as outputs:
+        outputs.add([(), SEGMENTS])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.a4.srt", "a.a4.tsv", "a.a4.vtt", "a.txt"]
+        outputs.close([None, TALK])
+    assert sorted(path.name for path in tmp_path.iterdir())[-2:] == ["a.json", "a.txt"]
+    assert len(list(tmp_path.iterdir())) == 5
+    assert [each["scale"] for each in json.loads((tmp_path / "a.json").read_text())["transcripts"]] == ["a4"]
+
+
+def test_what_an_error_leaves_behind(tmp_path: Path) -> None:
+    """What was written, with the cue that waited; an older JSON stays as it was."""
+    (tmp_path / "a.json").write_text("old")
+
+    def unreadable() -> None:
+        with Outputs(tmp_path / "a", "a", ("srt", "json"), ["a4"], SubtitleOptions(40, 2)) as outputs:
+            assert not (tmp_path / "a.srt").exists(), "a file that can't be read leaves nothing"
+            outputs.add([[SEGMENTS[0], timed("set red", 2, 3, 3, 4)]])
+            raise OSError("unreadable")
+
+    with pytest.raises(OSError, match="unreadable"):
+        unreadable()
+    assert [cue.text for cue in read_srt((tmp_path / "a.srt").read_text())] == ["bin blue set red"]
+    assert (tmp_path / "a.json").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Segment by segment.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mtsk.media import Media, MediaError, MouthTracker, load_media
 from mtsk.media.container import open_media
 from mtsk.media.mouth import Sighting
-from mtsk.media.stream import MediaPiece, _Joiner, stream_media
+from mtsk.media.stream import MediaPiece, MediaStopped, _Joiner, stream_media
 from tests.media.clips import Kind, clap_picture, write_clip
 
 Picture = NDArray[np.uint8]
@@ -269,3 +269,28 @@ def test_damage_is_told_as_at_once(tmp_path: Path, damage: Callable[[Path], None
 def test_pieces_are_whole_frames(tmp_path: Path, window_s: float) -> None:
     with pytest.raises(ValueError, match="whole frames"):
         stream_media(tmp_path / "none.wav", tracker=None, window_s=window_s)
+
+
+def test_a_stream_that_is_stopped_reads_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a hole of the video, where one frame stands for many pictures."""
+    path = write_clip(tmp_path / "clip.mp4", KIND, duration_s=4.0, picture=flicker, video_start_s=2.5)
+    pictures: list[Picture] = []
+
+    class Counting(CornerFollower):
+        def find(self, image: Picture) -> NDArray[np.float64] | None:
+            pictures.append(image)
+            return super().find(image)
+
+    tracker = CornerTracker()
+    monkeypatch.setattr(tracker, "_follower", Counting)
+    stream = stream_media(path, tracker=tracker, window_s=0.2)
+    pieces = iter(stream)
+    next(pieces)
+    num_pictures = len(pictures)
+    assert 0 < num_pictures < 60, "the hole goes on"
+    stream.stop()
+    with pytest.raises(MediaStopped, match=r"clip\.mp4"):
+        list(pieces)
+    assert len(pictures) <= num_pictures + 1, "pieces that are complete may still come"
+    assert stream._file._owned is not None
+    assert stream._file._owned.closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mtsk.media import load_media
-from mtsk.media.vad import WINDOW_S, WINDOW_SAMPLES, RegionFinder, SpeechDetector, SpeechRules, speech_regions
+from mtsk.media import load_media, vad
+from mtsk.media.vad import WINDOW_S, WINDOW_SAMPLES, RegionFinder, SpeechDetector, SpeechRules
 from mtsk.types import SAMPLE_RATE_HZ
 from tests.media.clips import sound_of
 from tests.media.nonspeech import NONSPEECH
+from tests.media.regions import speech_regions
 from tests.shared import shared_data
 
 Sound = NDArray[np.float32]
@@ -44,7 +46,7 @@ def test_librispeech_is_speech_nearly_throughout() -> None:
     shares = []
     for file in files:
         sound = sound_of(load_media(file, tracker=None))
-        regions = speech_regions(detected(sound), SpeechRules(padding_s=0.1))
+        regions = speech_regions(detected(sound))
         shares.append(sum(end - start for start, end in regions) / (len(sound) / SAMPLE_RATE_HZ))
     assert len(shares) == 5
     assert min(shares) > 0.6
@@ -75,32 +77,41 @@ def test_reset_forgets(speech: Sound) -> None:
     assert len(SpeechDetector().finish()) == 0
 
 
+def test_recordings_in_several_threads_share_one_network(speech: Sound) -> None:
+    quiet = 0.5 * speech
+    expected = [detected(speech), detected(quiet)]
+    assert not np.array_equal(expected[0], expected[1])
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(detected, [speech, quiet] * 4), expected * 4, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert vad._session() is vad._session()
+
+
 def test_the_network_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vad, "_session", vad._session.__wrapped__)  # as in a new process
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="silero-vad"):
         SpeechDetector().feed(np.zeros(SAMPLE_RATE_HZ * 2, np.float32))
 
 
-@given(probabilities, st.sampled_from([0.0, 0.1]))
-def test_regions_follow_the_rules(values: list[float], padding_s: float) -> None:
-    rules = SpeechRules(padding_s=padding_s)
+@given(probabilities)
+def test_regions_follow_the_rules(values: list[float]) -> None:
+    rules = SpeechRules()
     regions = speech_regions(values, rules)
     edges = [0.0, *(edge for region in regions for edge in region), len(values) * WINDOW_S]
     assert edges == sorted(edges)
-    bare = speech_regions(values)
-    assert len(bare) == len(regions)
-    for start, end in bare:
+    for start, end in regions:
         assert end - start >= rules.min_speech_s
         first, last = round(start / WINDOW_S), round(end / WINDOW_S) - 1
         assert values[first] >= rules.on
         assert values[last] >= rules.off
-    assert all(after[0] - before[1] >= rules.min_silence_s for before, after in itertools.pairwise(bare))
+    assert all(after[0] - before[1] >= rules.min_silence_s for before, after in itertools.pairwise(regions))
     # A long run of certain speech is never missed.
     run = 0
     for index, value in enumerate(values):
         run = run + 1 if value >= rules.on else 0
         if run * WINDOW_S >= rules.min_speech_s:
-            assert any(start <= (index + 0.5) * WINDOW_S <= end for start, end in bare)
+            assert any(start <= (index + 0.5) * WINDOW_S <= end for start, end in regions)
 
 
 @settings(max_examples=30)
@@ -123,9 +134,7 @@ def test_between_on_and_off_speech_goes_on_but_does_not_begin() -> None:
     assert speech_regions([0.6] * 5 + [0.1] + [0.4] * 15) == [(0.0, 5 * WINDOW_S)]
 
 
-@pytest.mark.parametrize(
-    "values", [{"on": 0.3}, {"off": 0.0}, {"padding_s": 0.11}, {"padding_s": -0.1}, {"min_speech_s": -1.0}]
-)
+@pytest.mark.parametrize("values", [{"on": 0.3}, {"off": 0.0}, {"min_silence_s": -0.1}, {"min_speech_s": -1.0}])
 def test_rules_must_make_sense(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="given"):
         SpeechRules(**values)

@@ -355,7 +355,7 @@ def test_character_heads_cost_what_pytorch_counts() -> None:
     scale = Scale(4, 2)
     encoded = model.encode(_batch(), [scale])
     heads = [(head, getattr(encoded, name)) for name, head in model.ctc_heads().items()]
-    _, flops = _counted(lambda: [head(features) for head, features in heads])
+    _, flops = _counted(lambda: [head.logits(features) for head, features in heads])
     costs = CostModel.of_model(model)
     stage = costs.cost(scale, DURATION_S).stages["characters"]
     assert stage.flops == pytest.approx(flops, rel=AGREEMENT)

@@ -10,7 +10,7 @@ from mtsk.checkpoints.store import load_model, read_record, save_model
 from mtsk.config import CtcConfig, CtcStageConfig, ModelConfig, OptimConfig, TrainConfig, from_dict, set_values, to_dict
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avsr import AvsrModel
-from mtsk.model.ctc import STEP_S, Alphabet, CtcHead
+from mtsk.model.ctc import STEP_S, Alphabet, CtcHead, unpadded_log_probs
 from mtsk.scale import Scale
 from mtsk.types import Features
 from tests.tiny import (
@@ -51,10 +51,11 @@ def test_a_row_is_read_as_alone(feature_s: float, steps: int) -> None:
     torch.manual_seed(0)
     head = CtcHead(12, feature_s, HEADS).eval()
     values_BTD, lengths_B = torch.randn(3, 9, 12), torch.tensor([9, 0, 4])
-    together = head(Features(values_BTD, lengths_B))
+    together = unpadded_log_probs(head.logits(Features(values_BTD, lengths_B)))
     assert [tuple(row.shape) for row in together] == [(length * steps, 29) for length in (9, 0, 4)]
     for row, length in enumerate(lengths_B.tolist()):
-        alone = head(Features(values_BTD[row : row + 1, :length], lengths_B[row : row + 1]))[0]
+        one = Features(values_BTD[row : row + 1, :length], lengths_B[row : row + 1])
+        [alone] = unpadded_log_probs(head.logits(one))
         torch.testing.assert_close(together[row], alone)
         torch.testing.assert_close(alone.exp().sum(dim=-1), torch.ones(length * steps))
 
@@ -105,7 +106,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.config.ctc == HEADS
     encoded = model.encode(row_of(tiny_batch(), 0), model.grid)
     assert encoded.audio is not None
-    expected, found = (each.ctc_heads()["audio"](encoded.audio)[0] for each in (model, loaded))
+    expected, found = (each.ctc_heads()["audio"].logits(encoded.audio).values_BTD for each in (model, loaded))
     torch.testing.assert_close(found, expected)
     assert not loaded.ctc.training
 

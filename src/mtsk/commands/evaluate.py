@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lhotse import CutSet
@@ -26,6 +27,8 @@ from mtsk.evaluation.grid import Peer, evaluate
 from mtsk.evaluation.peers import FasterWhisperPeer, WhisperPeer
 from mtsk.evaluation.report import have_slots, print_slots, print_table, write_report
 from mtsk.evaluation.wer import normalize
+from mtsk.inference.beam import Beams
+from mtsk.inference.encoded import EncodedExamples
 from mtsk.inference.engine import Engine
 from mtsk.scale import Scale
 from mtsk.types import Example
@@ -34,7 +37,7 @@ from mtsk.types import Example
 def run(
     data_dir: Path, out_dir: Path, model: str, split: str,
     scales: Sequence[str], snr: str, peers: Sequence[str], batch: int, untrained: Untrained,
-    frequencies: Path | None = None,
+    frequencies: Path | None = None, beams: int = 1,
 ) -> int:  # fmt: skip
     """Evaluates, prints the table and writes the report.
 
@@ -52,6 +55,7 @@ def run(
     cuts = load_cuts(data_dir, split)
     babble = Babble.load(data_dir, "test") if any(value is not None for value in snrs_db) else None
     counts = None if frequencies is None else _counts(frequencies)
+    search = Beams(beams)
     engine = mtsk.load(model)
     engine.model.untrained = untrained
     chosen = choose_scales(engine, scales)
@@ -60,9 +64,10 @@ def run(
     console = Console(width=None if sys.stdout.isatty() else 120)
     systems = {name: _PEERS[name](engine) for name in peers}
     examples_at = functools.partial(batches_at, cuts, babble, batch)
-    flops_of = RequestFlops(engine.model, load_cost_model(engine.model.config))
+    # Of a search with beams the number of passes is not known afterwards.
+    flops_of = None if beams > 1 else RequestFlops(engine.model, load_cost_model(engine.model.config))
     rows = evaluate(
-        engine, examples_at, chosen, snrs_db,
+        _Searching(engine, search), examples_at, chosen, snrs_db,
         peers=systems, flops_of=flops_of, out_dir=out_dir, console=Console(stderr=True),
     )  # fmt: skip
     write_report(rows, out_dir)
@@ -73,6 +78,30 @@ def run(
     names = "wer.json, wer.csv, wer.png, errors.json, errors.md, hypotheses.jsonl"
     console.print(f"{out_dir}: {names}", highlight=False)
     return 0
+
+
+@dataclass(frozen=True)
+class _Searching:
+    """An engine that decodes with beams, as the evaluation asks for it."""
+
+    engine: Engine
+    beams: Beams
+
+    def encode(self, examples: Sequence[Example]) -> EncodedExamples:
+        """See `Engine.encode`."""
+        return self.engine.encode(examples)
+
+    def usable(self, encoded: EncodedExamples, scale: Scale) -> list[int]:
+        """See `Engine.usable`."""
+        return self.engine.usable(encoded, scale)
+
+    def decode(self, encoded: EncodedExamples, scale: Scale, rows: Sequence[int]) -> list[str]:
+        """See `Engine.decode`."""
+        return self.engine.decode(encoded, scale, rows, beams=self.beams)
+
+    def decode_no_input(self, examples: Sequence[Example]) -> list[str]:
+        """See `Engine.decode_no_input`."""
+        return self.engine.decode_no_input(examples)
 
 
 def _whisper_base(engine: Engine) -> Peer:

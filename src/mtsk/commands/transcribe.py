@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mtsk
 from mtsk.commands import describe
 from mtsk.commands.policies import Wish
+from mtsk.commands.progress import progress
 from mtsk.device import dtype_of
 from mtsk.inference.beam import Beams
 from mtsk.inference.engine import Engine
-from mtsk.inference.policy import Policy
+from mtsk.inference.recording import Run
 from mtsk.inference.subtitles import SubtitleOptions
-from mtsk.inference.writers import SINGLE_FORMATS, SUBTITLE_FORMATS, parse_formats, render, write
+from mtsk.inference.writers import SINGLE_FORMATS, SUBTITLE_FORMATS, Outputs, parse_formats
 from mtsk.media.files import MEDIA_SUFFIXES, expand
 from mtsk.scale import Scale
 from mtsk.types import Transcript
@@ -38,7 +40,8 @@ def run(
     wish: Wish,
     vad: bool = True,
 ) -> int:
-    """Transcribes each file; one that fails is told on stderr, and the others go on. Returns the exit code.
+    """Transcribes each file, and writes what is said while it is read; one that fails is told on stderr, and the others
+    go on. Returns the exit code.
 
     Raises:
         ValueError: if nothing can be done at all: no files, an unknown model, scale or format, or what was asked for
@@ -65,43 +68,56 @@ def run(
     if word_timestamps or subtitles.needs_words:
         _warn_without_words(engine, model)
     policy = wish.policy_of(engine, model) if wish else None
-    num_failed = 0
     names = _output_names([source for source in sources if isinstance(source, Path)])
+
+    def transcribe(source: Path) -> list[Transcript]:
+        opened = engine.open(
+            source, None if wish else scales, policy=policy, face=face, beams=search.width, num_best=search.num_best,
+            speech_only=None if vad else False,
+        )  # fmt: skip
+        target = sys.stdout if output_dir is None else output_dir / names[source]
+        wanted = chosen if output_dir is None else chosen or ("txt",)
+        outputs = Outputs(target, str(source), wanted, opened.names, subtitles, words=word_timestamps)
+        return _read(source, opened, outputs, prints_text=bool(chosen) and output_dir is None)
+
+    return _read_all(sources, transcribe, prints_table=output_dir is not None or not chosen)
+
+
+def _read_all(
+    sources: Sequence[Path | ValueError], transcribe: Callable[[Path], list[Transcript]], *, prints_table: bool
+) -> int:
+    """Returns the exit code."""
+    num_failed = 0
     for source in sources:
         try:
             if isinstance(source, ValueError):
                 raise source
-            transcripts = _transcribe(engine, source, scales, policy, face, search, speech_only=None if vad else False)
-            if output_dir is not None:
-                name, wanted = names[source], chosen or ("txt",)
-                write(output_dir, name, source, transcripts, wanted, subtitles, words=word_timestamps)
+            transcripts = transcribe(source)
+        except BrokenPipeError:  # nobody reads what is printed
+            raise
         except (ValueError, OSError) as error:
             num_failed += 1
             print(f"mtsk: error: {describe(error)}", file=sys.stderr)
             continue
         for warning in dict.fromkeys(warning for transcript in transcripts for warning in transcript.warnings):
             print(f"mtsk: warning: {source}: {warning}", file=sys.stderr)
-        if chosen and output_dir is None:
-            parts = [render(name, str(source), transcripts, subtitles, words=word_timestamps) for name in chosen]
-            print("".join(parts), end="", flush=True)
-        else:
+        if prints_table:
             _print_table(transcripts, title=str(source) if len(sources) > 1 else None)
     return 1 if num_failed else 0
 
 
-def _transcribe(
-    engine: Engine, source: Path, scales: Sequence[str], policy: Policy | None, face: int, search: Beams,
-    *, speech_only: bool | None,
-) -> list[Transcript]:  # fmt: skip
-    """At each scale; or once, under a policy."""
-    beams, num_best = search.width, search.num_best
-    if policy is None:
-        return engine.transcribe_scales(
-            source, scales, face=face, beams=beams, num_best=num_best, speech_only=speech_only
-        )
-    return [
-        engine.transcribe(source, policy=policy, face=face, beams=beams, num_best=num_best, speech_only=speech_only)
-    ]
+def _read(source: Path, run: Run, outputs: Outputs, *, prints_text: bool) -> list[Transcript]:
+    """Reads a file to its end, and writes each segment as it comes."""
+    # Text that appears on the same screen tells enough of the progress, and a bar would be in its way.
+    shown = progress(source.name, run.declared_s, is_wanted=not (prints_text and sys.stdout.isatty()))
+    with contextlib.closing(run), shown as tell, outputs:
+        with contextlib.closing(run.read(growing=True)) as read:
+            for written in read:
+                outputs.add(written.segments)
+                tell(written.until_s)
+        transcripts = run.transcripts()
+        outputs.close(transcripts)
+    return [transcript for transcript in transcripts if transcript is not None]
 
 
 def _warn_without_words(engine: Engine, model: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,15 +14,18 @@ T = TypeVar("T")
 _POLL_S = 0.1  # how soon a thread that waits notices that nobody reads any more
 
 
-def ahead(items: Generator[T, None, None], num_ahead: int) -> Iterator[T]:
+def ahead(
+    items: Generator[T, None, None], num_ahead: int, stop: Callable[[], None] | None = None
+) -> Generator[T, None, None]:
     """The items, of which up to `num_ahead` and one more are made before they are asked for.
 
     Nothing is made before the first one is asked for. An error of theirs comes where its item would. When the reader
-    stops early, the items are closed.
+    closes the generator early, it waits until the items are closed.
 
     Args:
         items: are used and closed in the thread alone.
         num_ahead: at least 1.
+        stop: is called when nobody reads any more, so that an item that is being made need not be finished.
     """
     made: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(num_ahead)
     is_over = threading.Event()
@@ -61,4 +64,6 @@ def ahead(items: Generator[T, None, None], num_ahead: int) -> Iterator[T]:
             yield value  # type: ignore[misc]
     finally:
         is_over.set()
+        if stop is not None:
+            stop()
         thread.join()

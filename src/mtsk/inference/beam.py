@@ -1,8 +1,8 @@
 """Beam search of a batch with a key-value cache. Rows may have different scales and limits.
 
 The beam of a row narrows: a text that has ended takes one of its places for good. So a beam of one is the greedy text,
-and one as wide as there are texts finds the best of all. The LLM reads the open texts of all rows as one batch, which
-shrinks as they end.
+and one as wide as there are texts finds the best of all. A text that runs into a loop ends too, with one copy of it
+(`decoding.num_repeats`). The LLM reads the open texts of all rows as one batch, which shrinks as they end.
 
 Letters: B rows, H open texts of all rows together, S sequence, V vocabulary.
 """
@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mtsk.inference.decoding import loop_surplus
+from mtsk.inference.prefixes import Prefix, PrefixScorer
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
 from mtsk.scale import Scale
+
+_CANDIDATES = 3  # times the beam's width: tokens that are looked at after each text where two readers decide
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Beams:
         width: texts of a row that are followed at once; 1 is the greedy text.
         num_best: texts of a row that are wanted; at most `width`.
         length_power: a text's log-probability is divided by its number of tokens to this power. 0 prefers short texts.
+        character_weight: what the character heads say of a text counts so much, beside the LLM's log-probability.
 
     Raises:
         ValueError: if a value is out of range.
@@ -39,6 +44,7 @@ class Beams:
     width: int = 1
     num_best: int = 1
     length_power: float = 1.0
+    character_weight: float = 0.3
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -47,6 +53,11 @@ class Beams:
             raise ValueError(f"the {self.num_best} best of {self.width} beams; allowed is from 1 to {self.width}")
         if self.length_power < 0:
             raise ValueError(f"a length power of {self.length_power}; allowed is 0 or more")
+        if self.character_weight < 0:
+            raise ValueError(f"a character weight of {self.character_weight}; allowed is 0 or more")
+
+
+GREEDY = Beams()
 
 
 @dataclass(frozen=True)
@@ -54,21 +65,35 @@ class Hypothesis:
     """A text that a row may say."""
 
     tokens: tuple[int, ...]  # without the end of sequence
-    logprob: float  # of all its tokens and, unless the limit cut it off, its end
-    score: float  # the log-probability, normalised by the length
+    logprob: float  # the LLM's, of all its tokens and, unless the limit or a loop cut it off, its end
+    score: float  # both readers' log-probability, normalised by the length
 
 
 @dataclass(frozen=True)
 class _Open:
     row: int
     tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # the LLM's, of its beginnings: without tokens, with one, ...
+    totals: tuple[float, ...]  # both readers', of its beginnings
+    read: Prefix | None  # as the character head has it; None without
+
+
+@dataclass(frozen=True)
+class _Follower:
+    """An open text and one more token."""
+
+    place: int  # of the open text
+    token: int
     logprob: float
+    total: float
+    read: Prefix | None
 
 
 @torch.inference_mode()
 def beam_search(
-    model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], max_new_tokens: Sequence[int], beams: Beams
-) -> list[list[Hypothesis]]:
+    model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], max_new_tokens: Sequence[int], beams: Beams,
+    scorers: Sequence[PrefixScorer | None] | None = None,
+) -> list[list[Hypothesis]]:  # fmt: skip
     """The likeliest texts of each row.
 
     Args:
@@ -76,12 +101,14 @@ def beam_search(
         scales: whose adapters each row uses.
         max_new_tokens: limit of each row; a text that reaches it is cut off there.
         beams: how wide to search, and how texts of unlike length compare.
+        scorers: of each row, what its character head says of texts; None: the LLM alone decides.
 
     Returns:
         For each row its texts, the best score first: `beams.num_best`, or fewer if there are no more.
     """
     found: list[list[Hypothesis]] = [[] for _ in scales]
-    opened = [_Open(row, (), 0.0) for row in range(len(scales))]
+    scorers = scorers if scorers and beams.character_weight else [None] * len(scales)
+    opened = [_Open(row, (), (0.0,), (0.0,), scorer.start() if scorer else None) for row, scorer in enumerate(scorers)]
     for row, limit in enumerate(max_new_tokens):
         if limit < 1:
             found[row].append(Hypothesis((), 0.0, 0.0))
@@ -92,47 +119,73 @@ def beam_search(
     while opened:
         with model.select([scales[text.row] for text in opened]):
             logits_HV = model.next_logits(inputs, cache)
-        opened, parents = _extend(opened, logits_HV.float().log_softmax(dim=-1), found, max_new_tokens, model, beams)
+        logprobs_HV = logits_HV.float().log_softmax(dim=-1)
+        opened, parents = _extend(opened, logprobs_HV, scorers, found, max_new_tokens, model, beams)
         if opened:
             inputs = _follow(inputs, cache, parents, [text.tokens[-1] for text in opened], model.embedding_VE)
     return [sorted(texts, key=lambda text: -text.score)[: beams.num_best] for texts in found]
 
 
 def _extend(
-    opened: Sequence[_Open], logprobs_HV: Tensor, found: list[list[Hypothesis]], limits: Sequence[int],
-    model: AvsrModel, beams: Beams,
+    opened: Sequence[_Open], logprobs_HV: Tensor, scorers: Sequence[PrefixScorer | None],
+    found: list[list[Hypothesis]], limits: Sequence[int], model: AvsrModel, beams: Beams,
 ) -> tuple[list[_Open], list[int]]:  # fmt: skip
     """The open texts one token later, and where their beginnings stood. Those that end go to `found`."""
     ends = model.prompts.vocabulary.ends
-    best = logprobs_HV.topk(min(beams.width, logprobs_HV.shape[1]))  # no text has more among the best of its row
+    # No text has more among the best of its row, unless another reader may prefer what the LLM likes less.
+    width = beams.width if not any(scorers) else _CANDIDATES * beams.width
+    best = logprobs_HV.topk(min(width, logprobs_HV.shape[1]))
     steps, tokens_HW = best.values.tolist(), best.indices.tolist()
     following: list[_Open] = []
     parents: list[int] = []
     for row in dict.fromkeys(text.row for text in opened):
-        places = [place for place, text in enumerate(opened) if text.row == row]
-        followers = (
-            (opened[place].logprob + step, place, token)
-            for place in places
+        likely = [
+            (place, token, opened[place].logprobs[-1] + step)
+            for place, text in enumerate(opened)
+            if text.row == row
             for step, token in zip(steps[place], tokens_HW[place], strict=True)
             if step > -math.inf
-        )
+        ]
         still_open = []
-        for logprob, place, token in heapq.nlargest(beams.width - len(found[row]), followers):
-            tokens = opened[place].tokens
-            if token in ends:
-                found[row].append(_ended(tokens, logprob, len(tokens) + 1, beams))
-            elif len(tokens) + 1 == limits[row]:
-                found[row].append(_ended((*tokens, token), logprob, len(tokens) + 1, beams))
+        followers = _followers(opened, likely, scorers[row], ends, beams)
+        for next_ in heapq.nlargest(beams.width - len(found[row]), followers, key=lambda each: each.total):
+            parent = opened[next_.place]
+            tokens, totals = (*parent.tokens, next_.token), (*parent.totals, next_.total)
+            text = _Open(row, tokens, (*parent.logprobs, next_.logprob), totals, next_.read)
+            if next_.token in ends:
+                found[row].append(_ended(parent.tokens, text, len(tokens), beams))
+            elif num_surplus := loop_surplus(tokens):
+                kept = len(tokens) - num_surplus
+                found[row].append(_ended(tokens[:kept], text, kept, beams))
+            elif len(tokens) == limits[row]:
+                found[row].append(_ended(tokens, text, len(tokens), beams))
             else:
-                still_open.append((_Open(row, (*tokens, token), logprob), place))
+                still_open.append((text, next_.place))
         if _may_improve(found[row], [text for text, _ in still_open], limits[row], beams):
             following += [text for text, _ in still_open]
             parents += [place for _, place in still_open]
     return following, parents
 
 
-def _ended(tokens: tuple[int, ...], logprob: float, num_tokens: int, beams: Beams) -> Hypothesis:
-    return Hypothesis(tokens, logprob, logprob / num_tokens**beams.length_power)
+def _followers(
+    opened: Sequence[_Open], likely: Sequence[tuple[int, int, float]], scorer: PrefixScorer | None,
+    ends: Sequence[int], beams: Beams,
+) -> list[_Follower]:  # fmt: skip
+    """What may come next in a row, scored by both readers."""
+    if scorer is None:
+        return [_Follower(place, token, logprob, logprob, None) for place, token, logprob in likely]
+    before = [opened[place].read or scorer.start() for place, _, _ in likely]
+    read = scorer.extend(before, [token for _, token, _ in likely])
+    followers = []
+    for (place, token, logprob), parent, prefix in zip(likely, before, read, strict=True):
+        heard = parent.whole_logprob if token in ends else prefix.logprob
+        followers.append(_Follower(place, token, logprob, logprob + beams.character_weight * heard, prefix))
+    return followers
+
+
+def _ended(tokens: tuple[int, ...], text: _Open, num_counted: int, beams: Beams) -> Hypothesis:
+    """The beginning of a text that has so many tokens, an end included, as one that says nothing more."""
+    return Hypothesis(tokens, text.logprobs[num_counted], text.totals[num_counted] / num_counted**beams.length_power)
 
 
 def _may_improve(found: Sequence[Hypothesis], still_open: Sequence[_Open], limit: int, beams: Beams) -> bool:
@@ -141,7 +194,7 @@ def _may_improve(found: Sequence[Hypothesis], still_open: Sequence[_Open], limit
     if len(found) < beams.num_best:
         return True
     worst = sorted((text.score for text in found), reverse=True)[beams.num_best - 1]
-    return any(text.logprob / limit**beams.length_power > worst for text in still_open)
+    return any(text.totals[-1] / limit**beams.length_power > worst for text in still_open)
 
 
 def _rows(inputs: LlmInput, rows: Sequence[int]) -> LlmInput:

@@ -7,7 +7,8 @@ aligned anew with what was written, and checked in the next pass (Leviathan et a
 The logits of a token differ by rounding with what is computed beside it: other rows, padding, the columns of a draft.
 In bfloat16 the best two of some tokens are that close. Such a near tie is decided by a pass over the row alone, its
 prompt and what it has written, nothing else: so what is written for given inputs depends neither on the batch nor on
-drafts. (The inputs themselves may differ by rounding, where encoders run in bfloat16.)
+drafts. (The inputs themselves may differ by rounding, where encoders run in bfloat16.) Prompts are read row by row, so
+that this pass can go on from the prompt's keys and values in the cache of the batch, which are those of the row alone.
 Letters: B rows, D draft columns, S sequence, V vocabulary.
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mtsk.inference.prompt_cache import is_joinable, read_prompts, row_of
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
 from mtsk.scale import Scale
@@ -79,10 +81,15 @@ def greedy(
     ends = model.prompts.vocabulary.ends
     cache = DynamicCache(config=model.llm.config)
     most_columns = inputs.mask_BS.shape[1] + sum(max_new_tokens) + max(max_new_tokens, default=0)
-    if drafts is None or not _takes_back(cache, most_columns):
+    takes_back = _takes_back(cache, most_columns)
+    if drafts is None or not takes_back:
         drafts = [()] * len(scales)
+    prompts, num_read = inputs, 0
+    if takes_back and is_joinable(cache):
+        cache, inputs = read_prompts(model, inputs, scales, [limit > 0 for limit in max_new_tokens])
+        num_read = prompts.mask_BS.shape[1] - 1
     rows = [
-        _Row(limit, ends, draft, functools.partial(_alone, model, inputs, scales, row))
+        _Row(limit, ends, draft, functools.partial(_alone, model, prompts, scales, row, cache, num_read))
         for row, (limit, draft) in enumerate(zip(max_new_tokens, drafts, strict=True))
     ]
     with model.select(scales):
@@ -95,7 +102,7 @@ def greedy(
                 row.take(proposal, logits_DV) if row.is_open else 0
                 for row, proposal, logits_DV in zip(rows, proposals, logits_BDV, strict=True)
             ]
-            last = [row.written[-1] if row.written else ends[0] for row in rows]
+            last = [row.written[-1] if row.is_open else None for row in rows]
             inputs = _next(extended, cache, agreed, num_drafted, last, model.embedding_VE)
     return Decoded(*(tuple(part) for part in zip(*((r.written, r.num_steps, r.log_probs) for r in rows), strict=True)))
 
@@ -152,7 +159,7 @@ class _Row:
             return
         self.written.append(token)
         self.is_open = len(self.written) < self._limit
-        num_surplus = _surplus(self.written)
+        num_surplus = loop_surplus(self.written)
         if num_surplus:
             self.is_open = False
             del self.written[-num_surplus:], self.log_probs[-num_surplus:]
@@ -162,7 +169,7 @@ class _Row:
             self._distances.append(min(change, before[i + 1] + 1, self._distances[i] + 1))
 
 
-def _surplus(tokens: Sequence[int]) -> int:
+def loop_surplus(tokens: Sequence[int]) -> int:
     """How many tokens at the end repeat those before them, if they are a loop; else 0."""
     for n in range(1, MAX_REPEATED + 1):
         num_tokens = n * num_repeats(n)
@@ -196,9 +203,10 @@ def _with_drafts(inputs: LlmInput, proposals: Sequence[Sequence[int]], table_VE:
 
 
 def _next(
-    read: LlmInput, cache: DynamicCache, agreed: Sequence[int], num_drafted: int, last: Sequence[int], table_VE: Tensor
-) -> LlmInput:
-    """One column with the last token of each row, after those that the row agreed with.
+    read: LlmInput, cache: DynamicCache, agreed: Sequence[int], num_drafted: int, last: Sequence[int | None],
+    table_VE: Tensor,
+) -> LlmInput:  # fmt: skip
+    """One column with the last token of each open row, after those that the row agreed with; of others it is padding.
 
     What no row agreed with leaves the cache; what this or that row did not agree with is masked there.
     """
@@ -208,19 +216,33 @@ def _next(
     agreed_B1 = torch.tensor(agreed, device=table_VE.device)[:, None]
     num_read = read.mask_BS.shape[1] - num_drafted
     kept_BD = (torch.arange(num_kept, device=table_VE.device) < agreed_B1).long()
+    is_open_B1 = torch.tensor([token is not None for token in last], device=table_VE.device)[:, None]
+    tokens_B1 = torch.tensor([token or 0 for token in last], device=table_VE.device)[:, None]
     return LlmInput(
-        torch.nn.functional.embedding(torch.tensor(last, device=table_VE.device)[:, None], table_VE),
-        torch.cat((read.mask_BS[:, :num_read], kept_BD, torch.ones_like(agreed_B1)), dim=1),
+        torch.nn.functional.embedding(tokens_B1, table_VE),
+        torch.cat((read.mask_BS[:, :num_read], kept_BD, is_open_B1.long()), dim=1),
         read.positions_BS[:, read.positions_BS.shape[1] - num_drafted - 1, None] + agreed_B1 + 1,
     )
 
 
-def _alone(model: AvsrModel, prompts: LlmInput, scales: Sequence[Scale], row: int, written: Sequence[int]) -> Tensor:
-    """(V,) logits after what a row has written, computed from nothing but the row itself."""
+def _alone(
+    model: AvsrModel, prompts: LlmInput, scales: Sequence[Scale], row: int, cache: DynamicCache, num_read: int,
+    written: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """(V,) logits after what a row has written, computed from nothing but the row itself.
+
+    Args:
+        cache: has the first columns of the prompts.
+        num_read: how many, padding too, each row read alone; if there are none the cache is not used.
+    """
     table_VE = model.embedding_VE
     text_KE = torch.nn.functional.embedding(torch.tensor(written, dtype=torch.int64, device=table_VE.device), table_VE)
-    embeds_1SE = torch.cat((prompts.embeds_BSE[row, prompts.mask_BS[row].bool()], text_KE))[None]
-    positions_1S = torch.arange(embeds_1SE.shape[1], device=table_VE.device)[None]
-    whole = LlmInput(embeds_1SE, torch.ones_like(positions_1S), positions_1S)
+    is_real_S = prompts.mask_BS[row].bool()
+    first = num_read - int(is_real_S[:num_read].sum())
+    its_cache = row_of(model, cache, row, first, num_read) if num_read else DynamicCache(config=model.llm.config)
+    embeds_1SE = torch.cat((prompts.embeds_BSE[row, num_read:][is_real_S[num_read:]], text_KE))[None]
+    mask_1T = torch.ones(1, num_read - first + embeds_1SE.shape[1], dtype=torch.int64, device=table_VE.device)
+    positions_1T = torch.arange(mask_1T.shape[1], device=table_VE.device)[None]
+    rest = LlmInput(embeds_1SE, mask_1T, positions_1T[:, num_read - first :])
     with model.select([scales[row]]):
-        return model.last_logits(whole, DynamicCache(config=model.llm.config), 1)[0, -1]
+        return model.last_logits(rest, its_cache, 1)[0, -1]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -17,8 +17,7 @@ from mtsk.checkpoints.store import load_model, read_record
 from mtsk.config import AutoConfig
 from mtsk.data.collate import collate
 from mtsk.device import best_device, has_bf16
-from mtsk.inference.ahead import ahead
-from mtsk.inference.beam import Beams, beam_search
+from mtsk.inference.beam import GREEDY, Beams, beam_search
 from mtsk.inference.characters import Readings, draft_texts
 from mtsk.inference.deciding import Decider
 from mtsk.inference.decoding import greedy
@@ -26,9 +25,11 @@ from mtsk.inference.encoded import EncodedExamples, Found, only, spread
 from mtsk.inference.ladder import Ladder
 from mtsk.inference.policy import Auto, Policy
 from mtsk.inference.policy_run import PolicyRun
-from mtsk.inference.recording import BATCH, Part, Recording, batches, duration_s
+from mtsk.inference.prefixes import PrefixScorer
+from mtsk.inference.recording import Part, Recording, Run, duration_s
+from mtsk.inference.scales_run import ScalesRun
 from mtsk.inference.words import align_words, text_confidence
-from mtsk.media import MediaError, MouthTracker
+from mtsk.media import MouthTracker
 from mtsk.media.stream import stream_media
 from mtsk.media.vad import SpeechDetector
 from mtsk.model.avsr import AvsrModel, Encoded
@@ -67,9 +68,8 @@ class Engine:
         auto: AutoConfig | None = None,
     ) -> None:
         self.device = best_device() if device is None else torch.device(device)
-        plain = None if dtype == "int8" else dtype
-        self.dtype = plain or (torch.bfloat16 if has_bf16(self.device) else torch.float32)
-        self.model = model.to(self.device, self.dtype).eval()
+        self.dtype = _plain_dtype(self.device, dtype)
+        self.model = model.cast(self.device, self.dtype).eval()
         self.costs = CostModel.of_model(self.model)  # while the weights are where they were
         self.precision = "int8" if dtype == "int8" else str(self.dtype).removeprefix("torch.")
         self._auto = auto
@@ -86,7 +86,9 @@ class Engine:
         Raises:
             ValueError: if it is no checkpoint, or its base weights can't be had; or as of `Engine`.
         """
-        return cls(load_model(folder), device=device, dtype=dtype, auto=read_record(folder).policy)
+        device = best_device() if device is None else torch.device(device)
+        model = load_model(folder, _plain_dtype(device, dtype))
+        return cls(model, device=device, dtype=dtype, auto=read_record(folder).policy)
 
     @property
     def grid(self) -> ScaleGrid:
@@ -170,14 +172,16 @@ class Engine:
         """The rows that have at least one token of each modality of the scale."""
         return [row for row in range(len(encoded)) if encoded.features.reaches(row, scale)]
 
-    def decode(self, encoded: EncodedExamples, scale: Scale, rows: Sequence[int] | None = None) -> list[str]:
+    def decode(
+        self, encoded: EncodedExamples, scale: Scale, rows: Sequence[int] | None = None, *, beams: Beams = GREEDY
+    ) -> list[str]:
         """One text per example, or per chosen row; at least one.
 
         Raises:
             ValueError: if the scale was not trained, or an example lacks a modality or is too short for a token.
         """
         chosen = encoded if rows is None else encoded.rows(rows)
-        return [found[0].text for found in self._search(chosen, [scale] * len(chosen), Beams())]
+        return [found[0].text for found in self._search(chosen, [scale] * len(chosen), beams)]
 
     def _search(self, encoded: EncodedExamples, scales: Sequence[Scale], beams: Beams) -> list[list[Found]]:
         """What each row may say at its scale, the likeliest first."""
@@ -186,12 +190,18 @@ class Engine:
         limits = [_limit(length_s) for length_s in encoded.durations_s]
         write = self.model.prompts.decode
         if beams.width > 1:
-            found = beam_search(self.model, inputs, scales, limits, beams)
+            found = beam_search(self.model, inputs, scales, limits, beams, self._scorers(encoded, scales))
             # The end counts as a token too.
             return [[Found(write(list(e.tokens)), e.logprob / (len(e.tokens) + 1)) for e in row] for row in found]
         drafts = draft_texts(self.model, encoded.readings, scales)
         decoded = greedy(self.model, inputs, scales, limits, drafts)
         return [[Found(write(tokens), decoded.mean_log_prob(row))] for row, tokens in enumerate(decoded.tokens)]
+
+    def _scorers(self, encoded: EncodedExamples, scales: Sequence[Scale]) -> list[PrefixScorer | None]:
+        """What the character head says of texts, for each row."""
+        read, prompts = encoded.readings, self.model.prompts
+        rows = [read.at(row, scale) for row, scale in enumerate(scales)]
+        return [None if each is None else PrefixScorer(each, read.alphabet, prompts.spelling) for each in rows]
 
     def write(self, encoded: EncodedExamples, scales: Sequence[Scale], beams: Beams) -> list[Segment]:
         """One segment per row, each at its scale, which the row reaches; times from the row's start."""
@@ -245,7 +255,7 @@ class Engine:
         beams: int = 1,
         num_best: int = 1,
         speech_only: bool | None = None,
-    ) -> Iterator[Segment]:
+    ) -> Generator[Segment, None, None]:
         """The segments of a media file at one scale, in the order of time, as they are recognised.
 
         Nothing is read before the first segment is asked for, and what is held in memory does not grow with the file.
@@ -261,23 +271,21 @@ class Engine:
             speech_only: leave out where nobody is heard to speak. Default: so in recordings that are too long for one
                 segment; a shorter one is read whole if somebody speaks in it. False: read all, noise too.
 
+        Returns:
+            A generator; closing it soon ends the decoding of the file.
+
         Raises:
             MediaError: if the file can't be read.
             ValueError: if the scale was not trained, or needs what the file lacks.
         """
-        width = Beams(beams, num_best)
-        if policy is not None:
-            run = self._under(policy, source, scale, face, width, speech_only)
-            yield from run.segments(growing=True)
-            run.transcript()
-            return
-        names = ["best" if scale is None else str(scale)]
-        recording, [ladder] = self._open(source, names, face, speech_only)
-        for parts in batches(ahead(recording.parts(), BATCH), growing=True):
-            segments = self._write_parts(parts, self.encode([part.example for part in parts]), ladder, width)
-            ladder.add(parts, segments)
-            yield from segments
-        ladder.transcript(recording, self.grid, {})  # refuses what could not be used at all
+        names = None if scale is None else [str(scale)]
+        run = self.open(
+            source, names, policy=policy, face=face, beams=beams, num_best=num_best, speech_only=speech_only
+        )
+        with contextlib.closing(run.read(growing=True)) as read:
+            for written in read:
+                yield from written.segments[0]
+        run.transcripts()  # refuses what could not be used at all
 
     def transcribe(
         self,
@@ -291,13 +299,11 @@ class Engine:
         speech_only: bool | None = None,
     ) -> Transcript:
         """Transcribes a media file at one scale, or under a policy. See `stream` for the arguments and errors."""
-        if policy is not None:
-            run = self._under(policy, source, scale, face, Beams(beams, num_best), speech_only)
-            for _ in run.segments():
-                pass
-            return run.transcript()
-        names, search = ["best" if scale is None else str(scale)], {"beams": beams, "num_best": num_best}
-        return self.transcribe_scales(source, names, face=face, speech_only=speech_only, **search)[0]
+        names = None if scale is None else [str(scale)]
+        run = self.open(
+            source, names, policy=policy, face=face, beams=beams, num_best=num_best, speech_only=speech_only
+        )
+        return _finished(run)[0]
 
     def transcribe_scales(
         self,
@@ -326,45 +332,29 @@ class Engine:
             MediaError: if the file can't be read.
             ValueError: if a scale was not trained, or needs what the file lacks.
         """
-        width = Beams(beams, num_best)
-        started_s = time.perf_counter()
-        recording, ladders = self._open(source, scales, face, speech_only)
-        encode_s = 0.0
-        for parts in batches(ahead(recording.parts(), BATCH)):
-            batch_s = time.perf_counter()
-            encoded = self.encode([part.example for part in parts])
-            encode_s += time.perf_counter() - batch_s
-            for ladder in ladders:
-                batch_s = time.perf_counter()
-                ladder.add(parts, self._write_parts(parts, encoded, ladder, width))
-                ladder.decode_s += time.perf_counter() - batch_s
-        media_s = time.perf_counter() - started_s - encode_s - sum(ladder.decode_s for ladder in ladders)
-        seconds = {"media": media_s, "encode": encode_s}
-        transcripts = [ladder.transcript(recording, self.grid, seconds) for ladder in ladders]
-        possible = [transcript for transcript in transcripts if transcript is not None]
-        if not possible:
-            ladders[0].refuse(recording, self.grid)
-        return possible
+        return _finished(self.open(source, scales, face=face, beams=beams, num_best=num_best, speech_only=speech_only))
 
-    def _write_parts(
-        self, parts: Sequence[Part], encoded: EncodedExamples, ladder: Ladder, beams: Beams
-    ) -> list[Segment]:
-        """A segment for each part that has a rung on the ladder."""
-        reaches = encoded.features.reaches
-        rungs = [ladder.rung(part, functools.partial(reaches, row)) for row, part in enumerate(parts)]
-        of_row = {row: scale for row, scale in enumerate(rungs) if scale is not None}
-        if not of_row:
-            return []
-        segments = self.write(encoded.rows(list(of_row)), list(of_row.values()), beams)
-        return [parts[row].place(segment) for row, segment in zip(of_row, segments, strict=True)]
-
-    def _under(
-        self, policy: Policy | Literal["auto"], source: str | Path | BinaryIO, scale: str | Scale | None, face: int,
-        beams: Beams, speech_only: bool | None,
-    ) -> PolicyRun:  # fmt: skip
-        if scale is not None:
-            raise ValueError(f"scale {scale} and a policy given; one of them is allowed")
-        decider, policy = Decider(self, self.costs, beams), self.auto if policy == "auto" else policy
+    def open(
+        self,
+        source: str | Path | BinaryIO,
+        scales: Sequence[str] | None = None,
+        *,
+        policy: Policy | Literal["auto"] | None = None,
+        face: int = 0,
+        beams: int = 1,
+        num_best: int = 1,
+        speech_only: bool | None = None,
+    ) -> Run:
+        """A media file to be read step by step, at several scales or under a policy; what `stream` and
+        `transcribe_scales` are made of. See there for the arguments and errors. To be closed, or read to its end.
+        """
+        search, started_s = Beams(beams, num_best), time.perf_counter()
+        if policy is None:
+            recording, ladders = self._open(source, ["best"] if scales is None else scales, face, speech_only)
+            return ScalesRun(self, recording, ladders, self.grid, search, started_s)
+        if scales is not None:
+            raise ValueError(f"scale {', '.join(scales)} and a policy given; one of them is allowed")
+        decider, policy = Decider(self, self.costs, search), self.auto if policy == "auto" else policy
         return PolicyRun(decider, policy, source, self._tracker(face), self.grid, speech_only=speech_only)
 
     def _open(
@@ -379,19 +369,27 @@ class Engine:
             speech_only = False
         stream = stream_media(source, tracker=self._tracker(face) if lips else None)
         recording = Recording(stream, SpeechDetector, speech_only=speech_only, face=face)
-        ladders = [ladder for name in names for ladder in Ladder.named(name, self.grid)]
-        try:
-            for ladder in ladders:
-                ladder.check(recording, self.grid)
-        except MediaError:
-            stream.close()
-            raise
-        return recording, ladders
+        return recording, [ladder for name in names for ladder in Ladder.named(name, self.grid)]
 
     def _tracker(self, face: int) -> MouthTracker:
         if face not in self._trackers:
             self._trackers[face] = MouthTracker(face_models, face=face)
         return self._trackers[face]
+
+
+def _finished(run: Run) -> list[Transcript]:
+    """What a file gives that is read to its end; what proved impossible is left out."""
+    with contextlib.closing(run.read()) as read:
+        for _ in read:
+            pass
+    return [transcript for transcript in run.transcripts() if transcript is not None]
+
+
+def _plain_dtype(device: torch.device, wanted: Precision | None) -> torch.dtype:
+    """Of all weights that are not 8-bit integers."""
+    if wanted is None or wanted == "int8":
+        return torch.bfloat16 if has_bf16(device) else torch.float32
+    return wanted
 
 
 def _limit(length_s: float) -> int:

@@ -27,6 +27,7 @@ class Ladder:
         self._optional = optional
         self._segments: list[Segment] = []
         self._parts: list[Part] = []  # without media
+        self._num_taken = 0  # segments
         self.decode_s = 0.0
 
     @classmethod
@@ -45,6 +46,15 @@ class Ladder:
         if name == "all":
             return [cls.of(scale, grid, optional=True) for scale in grid]
         return [cls.best(grid) if name == "best" else cls.of(Scale.parse(name), grid)]
+
+    @property
+    def name(self) -> str:
+        """What was asked for: a scale, or `best`."""
+        return "best" if self._wanted is None else str(self._wanted)
+
+    def may_serve(self, recording: Recording) -> bool:
+        """False if the scale was asked for among all, and the file has no stream that it needs."""
+        return not (self._optional and self._wanted and lacking(self._wanted, recording.missing))
 
     def check(self, recording: Recording, grid: ScaleGrid) -> None:
         """Raises at once what is certain before anything is decoded.
@@ -67,6 +77,13 @@ class Ladder:
         """Takes what was written of the next parts; parts without a rung have no segment."""
         self._parts += [part.without_media() for part in parts]
         self._segments += segments
+
+    def take(self) -> list[Segment]:
+        """The segments since the last call; of an optional scale none before it has proved possible."""
+        if self._optional and all(segment.scale != self._wanted for segment in self._segments):
+            return []
+        taken, self._num_taken = self._num_taken, len(self._segments)
+        return self._segments[taken:]
 
     def transcript(self, recording: Recording, grid: ScaleGrid, seconds: dict[str, float]) -> Transcript | None:
         """All that was written; None if the scale was optional and is impossible.

@@ -10,16 +10,18 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtsk.inference.ahead import ahead
 from mtsk.inference.segments import MAX_SEGMENT_S, SegmentInput, SegmentRules, segment_stream
 from mtsk.media import MediaError, MouthTrack
 from mtsk.media.stream import MediaPiece, MediaStream
 from mtsk.media.vad import SpeechDetector
 from mtsk.scale import Scale
-from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Segment
+from mtsk.types import SAMPLE_RATE_HZ, VIDEO_FPS, Example, Segment, Transcript
 
 MIN_DURATION_S = 0.25  # nothing is said in less; a model would make something up
 SILENCE_RMS = 1e-4  # -80 dB of full scale: digital silence and dither, below any microphone in a room
@@ -28,6 +30,52 @@ _FRAMES_PER_SIGHTING = 5  # a lost face is looked for on every fifth frame
 SILENT = "the sound is silent"
 NO_SPEECH = "nobody is heard to speak"
 BATCH = 8  # parts; the memory for activations does not grow with the length of a file
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the next parts of a recording gave.
+
+    Attributes:
+        until_s: how far it is read.
+        segments: new ones in the order of time, for each of `Run.names`.
+    """
+
+    until_s: float
+    segments: tuple[tuple[Segment, ...], ...]
+
+
+class Run(Protocol):
+    """A media file that is open, to be read once; see `Engine.open`.
+
+    Attributes:
+        names: what was asked for: scales, or `best`; one name under a policy.
+        declared_s: how long the file says that it is; None if it does not say.
+    """
+
+    names: tuple[str, ...]
+    declared_s: float | None
+
+    def read(self, *, growing: bool = False) -> Generator[Written, None, None]:
+        """Reads the file. Closing the generator soon ends the decoding of the file.
+
+        Args:
+            growing: first one part alone, so that its text is there soon.
+
+        Raises:
+            MediaError: if the file can't be decoded.
+        """
+
+    def transcripts(self) -> list[Transcript | None]:
+        """For each name what `read`, read to its end, gave together; None for what was asked for among `all` and is
+        impossible.
+
+        Raises:
+            MediaError: if nothing could be used.
+        """
+
+    def close(self) -> None:
+        """Closes the file, if `read` was not called or is closed; may be called again."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +155,19 @@ class Recording:
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of the file; complete after the last part."""
         return self._stream.warnings
+
+    @property
+    def declared_s(self) -> float | None:
+        """How long the file says that it is."""
+        return self._stream.declared_s
+
+    def close(self) -> None:
+        """Closes the file, if nothing reads it any more; may be called again."""
+        self._stream.close()
+
+    def parts_ahead(self) -> Generator[Part, None, None]:
+        """`parts`, made in a thread. Closing it soon ends the decoding of the file."""
+        return ahead(self.parts(), BATCH, self._stream.stop)
 
     @cached_property
     def missing(self) -> dict[str, str]:

@@ -50,8 +50,6 @@ class SegmentRules:
                 f"segments of up to {self.max_s} s, pauses of {self.max_pause_s} s and padding of {self.padding_s} s "
                 "given; needed are segments of at least 2 s, and pauses of more than twice the padding and two frames"
             )
-        if self.speech.padding_s:
-            raise ValueError(f"speech padded by {self.speech.padding_s} s given; here it must not be, segments are")
 
 
 @dataclass(frozen=True)

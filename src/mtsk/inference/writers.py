@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import html
 import io
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from types import TracebackType
+from typing import Protocol, Self, TextIO
 
 from mtsk.files import write_whole
 from mtsk.inference.subtitles import Cue, CueMaker, SubtitleOptions, milliseconds
@@ -101,77 +104,116 @@ def render(
 ) -> str:
     """The transcripts of a source in one of `FORMATS`, to print; JSON is one line, so that several are JSON Lines."""
     stream = io.StringIO()
-    _fill(format_name, stream, source, transcripts, options, words)
+    names = [str(transcript.scale) for transcript in transcripts]
+    outputs = Outputs(stream, source, [format_name], names, options, words=words)
+    outputs.add([_segments(transcript) for transcript in transcripts])
+    outputs.close(transcripts)
     return stream.getvalue()
-
-
-def write(
-    folder: Path,
-    name: str,
-    source: Path,
-    transcripts: Sequence[Transcript],
-    formats: Sequence[str],
-    options: SubtitleOptions = _PLAIN,
-    *,
-    words: bool = False,
-) -> list[Path]:
-    """Writes a file for each format, and for each scale where the format holds one (`output_path`); returns the paths.
-
-    Args:
-        folder: is made if missing.
-        name: usually the file name of the source with its suffix, so that `a.mp4` and `a.wav` do not meet.
-        source: what was transcribed.
-        transcripts: of the source, one per scale.
-        formats: some of `FORMATS`.
-        options: the layout of subtitles.
-        words: whether JSON has the words with their times.
-    """
-    of_scale = {transcript.scale: transcript for transcript in transcripts}  # two may have fallen back to the same
-    paths: list[Path] = []
-    for format_name in formats:
-        if format_name not in SINGLE_FORMATS:
-            files = {output_path(folder, name, format_name): transcripts}
-        else:
-            several = len(of_scale) > 1
-            files = {
-                output_path(folder, name, format_name, scale if several else None): [transcript]
-                for scale, transcript in of_scale.items()
-            }
-        for path, its_transcripts in files.items():
-            _fill(format_name, path, str(source), its_transcripts, options, words)
-        paths += files
-    return paths
-
-
-def output_path(folder: Path, name: str, format_name: str, scale: Scale | None = None) -> Path:
-    """`<name>.<format>`, or of one scale among several `<name>.<scale>.<format>`."""
-    return folder / (f"{name}.{format_name}" if scale is None else f"{name}.{scale}.{format_name}")
-
-
-def _fill(
-    format_name: str,
-    target: Path | TextIO,
-    source: str,
-    transcripts: Sequence[Transcript],
-    options: SubtitleOptions,
-    words: bool,
-) -> None:
-    if format_name == "txt" and len(transcripts) > 1:  # a line each
-        sink = _Sink(target)
-        sink.write("".join(f"{transcript.scale}\t{transcript.text}\n" for transcript in transcripts))
-        sink.close()
-        return
-    writer = open_writer(format_name, target, options, source=source, words=words)
-    for transcript in transcripts:
-        for segment in _segments(transcript):
-            writer.add(segment)
-    writer.close(transcripts)
 
 
 def _segments(transcript: Transcript) -> Sequence[Segment]:
     """Those that it has, or all of it as one."""
     whole = Segment(0.0, transcript.duration_s, transcript.text, transcript.scale, transcript.num_tokens)
     return transcript.segments or (whole,)
+
+
+class Outputs:
+    """All that is written of a source while it is read: a document for each format, and for each name where the format
+    holds one transcript.
+
+    A document begins with the first segment for it, so of a source that can't be read there is none. A context manager:
+    if an error, or the user, ends it, what is written stays, valid as far as it goes; but no JSON.
+
+    Args:
+        target: `FILE.<format>`, or of several names `FILE.<name>.<format>`, are written for a path FILE, its folder
+            made if missing; or a stream, to print.
+        source: what is transcribed, for JSON.
+        formats: some of `FORMATS`.
+        names: of what was asked for, see `Run.names`; of equal ones the first is written.
+        options: the layout of subtitles.
+        words: whether JSON has the words with their times.
+    """
+
+    def __init__(
+        self,
+        target: Path | TextIO,
+        source: str,
+        formats: Sequence[str],
+        names: Sequence[str],
+        options: SubtitleOptions = _PLAIN,
+        *,
+        words: bool = False,
+    ) -> None:
+        self._target, self._source, self._options, self._words = target, source, options, words
+        columns = {name: names.index(name) for name in names}
+        # Format, and the names whose segments it gets.
+        self._documents: list[tuple[str, dict[str, int]]] = []
+        for format_name in formats:
+            if format_name in SINGLE_FORMATS:
+                self._documents += [(format_name, {name: column}) for name, column in columns.items()]
+            else:
+                self._documents.append((format_name, columns))
+        self._are_several = len(columns) > 1
+        self._writers: dict[int, Writer] = {}
+
+    def add(self, segments: Sequence[Sequence[Segment]]) -> None:
+        """Takes the next segments, for each name.
+
+        Raises:
+            OSError: if they can't be written.
+        """
+        for number, (_, columns) in enumerate(self._documents):
+            mine = (segments[column] for column in columns.values())
+            for segment in heapq.merge(*mine, key=lambda segment: segment.start_s):
+                self._writer(number).add(segment)
+
+    def close(self, transcripts: Sequence[Transcript | None]) -> None:
+        """Ends the documents. There is none of a name without a transcript.
+
+        Args:
+            transcripts: for each name.
+
+        Raises:
+            OSError: if something can't be written.
+        """
+        for number, (format_name, columns) in enumerate(self._documents):
+            chosen = transcripts if format_name == "json" else [transcripts[column] for column in columns.values()]
+            there = [transcript for transcript in chosen if transcript is not None]
+            if there:
+                self._writer(number).close(there)
+                del self._writers[number]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, writer in self._writers.items():
+            if self._documents[number][0] != "json":
+                with contextlib.suppress(OSError):  # of the two errors the first is told
+                    writer.close()
+        self._writers = {}
+
+    def _writer(self, number: int) -> Writer:
+        if number not in self._writers:
+            format_name, columns = self._documents[number]
+            target = self._target
+            if isinstance(target, Path):
+                name = next(iter(columns)) if self._are_several and format_name in SINGLE_FORMATS else None
+                target = output_path(target, format_name, name)
+            if format_name == "txt" and self._are_several:
+                self._writers[number] = _TxtWriter(_Sink(target), tells_scale=True)
+            else:
+                self._writers[number] = open_writer(
+                    format_name, target, self._options, source=self._source, words=self._words
+                )
+        return self._writers[number]
+
+
+def output_path(path: Path, format_name: str, name: str | None = None) -> Path:
+    """`<path>.<format>`, or of one name among several `<path>.<name>.<format>`."""
+    return path.with_name(f"{path.name}.{format_name}" if name is None else f"{path.name}.{name}.{format_name}")
 
 
 class _Sink:
@@ -195,21 +237,28 @@ class _Sink:
 
 
 class _TxtWriter:
-    """A line per segment with a text; of a transcript without any, an empty line."""
+    """A line per segment with a text, and before it the scale if there are several; of a transcript without any text,
+    an empty line.
+    """
 
-    def __init__(self, sink: _Sink) -> None:
+    def __init__(self, sink: _Sink, *, tells_scale: bool = False) -> None:
         self._sink = sink
-        self._is_empty = True
+        self._tells_scale = tells_scale
+        self._written: set[Scale] = set()
 
     def add(self, segment: Segment) -> None:
         if segment.text.strip():
-            self._is_empty = False
-            self._sink.write(f"{_one_line(segment.text)}\n")
+            self._write(segment.scale, _one_line(segment.text))
 
-    def close(self, transcripts: Sequence[Transcript] = ()) -> None:  # noqa: ARG002
-        if self._is_empty:
-            self._sink.write("\n")
+    def close(self, transcripts: Sequence[Transcript] = ()) -> None:
+        for transcript in transcripts:
+            if not transcript.text.strip() and transcript.scale not in self._written:
+                self._write(transcript.scale, "")
         self._sink.close()
+
+    def _write(self, scale: Scale, text: str) -> None:
+        self._written.add(scale)
+        self._sink.write(f"{scale}\t{text}\n" if self._tells_scale else f"{text}\n")
 
 
 class _TsvWriter:

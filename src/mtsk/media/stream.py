@@ -26,6 +26,10 @@ _MAX_SKEW_S = 60.0  # what is held of one stream while the file gives nothing of
 Items = TypeVar("Items", list[Crop], NDArray[np.float32])
 
 
+class MediaStopped(Exception):  # noqa: N818  (nothing is wrong: it was asked for)
+    """The iteration over a stream was ended by `MediaStream.stop`."""
+
+
 @dataclass(frozen=True)
 class MediaPiece:
     """A stretch of a file. Pieces follow each other without gaps; all but the last are equally long.
@@ -67,14 +71,19 @@ class MediaStream:
         self.has_video_stream = file.video is not None
         duration = file.container.duration
         self.declared_s = duration / av.time_base if duration else None
+        self._is_stopped = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know, one line each; complete after the last piece."""
         return tuple(self._file.warnings)
 
+    def stop(self) -> None:
+        """Lets an iteration in another thread end before its next picture or frame of sound, by `MediaStopped`."""
+        self._is_stopped = True
+
     def close(self) -> None:
-        """Closes the file; may be called again."""
+        """Closes the file; may be called again, but not while another thread iterates."""
         self._file.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
@@ -90,6 +99,7 @@ class MediaStream:
 
         Raises:
             MediaError: if nothing can be decoded, or the file is larger than allowed.
+            MediaStopped: after `stop`.
         """
         with self._file as file:
             if not (self.has_sound or self.has_lips):
@@ -98,9 +108,11 @@ class MediaStream:
             lips = _Lips(file, self._tracker) if self._tracker is not None and self.has_lips else None
             joiner = _Joiner(file, builder, lips, self._window_frames)
             for frame in file.decode(audio=self.has_sound, video=self.has_lips):
+                self._check_stopped()
                 if isinstance(frame, av.VideoFrame):
                     assert lips is not None
                     for _ in lips.read(frame):
+                        self._check_stopped()
                         yield from joiner.ready()
                 else:
                     assert builder is not None
@@ -116,6 +128,10 @@ class MediaStream:
                 audio_s=None if builder is None else builder.num_samples / SAMPLE_RATE_HZ,
                 video_s=None if lips is None else lips.sightings.total() / VIDEO_FPS,
             )
+
+    def _check_stopped(self) -> None:
+        if self._is_stopped:
+            raise MediaStopped(self.name)
 
 
 def stream_media(

@@ -5,9 +5,8 @@ rules that make stretches of speech of its probabilities.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,15 +71,17 @@ class SpeechDetector:
         contexts = np.vstack([self._context, windows[:-1, -_CONTEXT_SAMPLES:]])
         self._context = windows[-1, -_CONTEXT_SAMPLES:].copy()
         inputs = {"input": np.concatenate([contexts, windows], axis=1), "h": self._hidden, "c": self._cell}
-        values, self._hidden, self._cell = self._session.run(["speech_probs", "hn", "cn"], inputs)
+        values, self._hidden, self._cell = _session().run(["speech_probs", "hn", "cn"], inputs)
         return np.asarray(values, np.float32).reshape(_BLOCK_WINDOWS)
 
-    @cached_property
-    def _session(self) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(str(_model_path()), options, providers=["CPUExecutionProvider"])
+
+@cache
+def _session() -> onnxruntime.InferenceSession:
+    """The network, once per process: it holds no state of a recording, and threads may run it at the same time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(_model_path()), options, providers=["CPUExecutionProvider"])
 
 
 def _model_path() -> Path:
@@ -102,7 +103,6 @@ class SpeechRules:
         off: and goes on while it is not below this.
         min_speech_s: shorter stretches are dropped.
         min_silence_s: shorter silences are part of a stretch.
-        padding_s: put before and after each stretch; at most half of `min_silence_s`, so that they stay apart.
 
     Raises:
         ValueError: if a value makes no sense.
@@ -112,20 +112,18 @@ class SpeechRules:
     off: float = 0.35
     min_speech_s: float = 0.1
     min_silence_s: float = 0.2
-    padding_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.off <= self.on <= 1.0:
             raise ValueError(f"probabilities off {self.off} and on {self.on} given; needed is 0 < off <= on <= 1")
-        if not 0.0 <= 2 * self.padding_s <= self.min_silence_s or self.min_speech_s < 0.0:
+        if self.min_silence_s < 0.0 or self.min_speech_s < 0.0:
             raise ValueError(
-                f"padding of {self.padding_s} s, silence of {self.min_silence_s} s and speech of {self.min_speech_s} s "
-                "given; none may be negative, and the padding is at most half of the silence"
+                f"silence of {self.min_silence_s} s and speech of {self.min_speech_s} s given; none may be negative"
             )
 
 
 class RegionFinder:
-    """Finds stretches of speech in probabilities that arrive one by one. Counts in windows, without padding."""
+    """Finds stretches of speech in probabilities that arrive one by one. Counts in windows."""
 
     def __init__(self, rules: SpeechRules) -> None:
         self._rules = rules
@@ -167,20 +165,3 @@ class RegionFinder:
         region = (self.start, self._end) if self.is_certain else None
         self.start = None
         return region
-
-
-def speech_regions(probabilities: Iterable[float], rules: SpeechRules | None = None) -> list[tuple[float, float]]:
-    """Stretches of speech, from probabilities of windows of 32 ms.
-
-    Returns:
-        Start and end in seconds from the first window on, in order, disjoint, within the windows.
-    """
-    rules = rules or SpeechRules()
-    finder = RegionFinder(rules)
-    found = [*(finder.push(float(probability)) for probability in probabilities), finder.finish()]
-    total_s = finder.num_windows * WINDOW_S
-    return [
-        (max(0.0, region[0] * WINDOW_S - rules.padding_s), min(total_s, region[1] * WINDOW_S + rules.padding_s))
-        for region in found
-        if region is not None
-    ]

@@ -92,10 +92,6 @@ class CtcHead(nn.Module):
         lengths_B = lengths_B * self._steps_per_feature
         return Features(zero_beyond(logits_BSC, lengths_B), lengths_B)
 
-    def forward(self, features: Features) -> list[Tensor]:
-        """Log-probabilities (S, C) of each row, without padding, float32."""
-        return unpadded_log_probs(self.logits(features))
-
 
 def unpadded_log_probs(logits: Features) -> list[Tensor]:
     """Log-probabilities (S, C) of each row of logits (B, S, C), without padding."""

@@ -7,7 +7,7 @@ and the mask is made once per pass. On a small LLM these calls cost more than a 
 An LLM that has more to it is read by its own code: see `FlatDecoder.of`.
 
 Letters: B rows, S new columns, T all columns, E width, H query heads, K heads of keys, D channels of a head,
-O outputs of a projection, I inputs.
+O outputs of a projection, I inputs, N real columns.
 """
 
 from __future__ import annotations
@@ -87,6 +87,12 @@ class FlatDecoder:
             )
             for layer in decoder.layers
         ]
+        # Whether no projection asks which row a column belongs to: then padding can be left out.
+        self._is_rowless = not any(
+            isinstance(project, partial) and project.func is _side_by_side
+            for layer in self._layers
+            for project in (layer.query_key_value, layer.out, layer.gate_up, layer.down)
+        )
         head = llm.get_output_embeddings()
         self.head = make(head.weight, head.bias)
 
@@ -105,26 +111,37 @@ class FlatDecoder:
             inputs: the columns that the cache has not seen; its mask covers those before them too.
             cache: what was read before; is extended.
         """
-        hidden_BSE = inputs.embeds_BSE.to(self._dtype)
-        cos_BSD, sin_BSD = self._rotary(hidden_BSE, position_ids=inputs.positions_BS)
+        num_rows, num_columns, _ = inputs.embeds_BSE.shape
+        hidden = inputs.embeds_BSE.to(self._dtype)
+        cos_BSD, sin_BSD = self._rotary(hidden, position_ids=inputs.positions_BS)
         half = cos_BSD.shape[-1] // 2
         # Rolled by half, the channels stand where the rotation wants them, but for the sign.
         signed_BSD = torch.cat((-sin_BSD[..., :half], sin_BSD[..., half:]), dim=-1)
         rotation = cos_BSD[:, None], signed_BSD[:, None]
         mask = attention_mask(inputs, self._num_heads // self._num_key_heads)
+        real_N = self._real_columns(inputs)
+        if real_N is not None:
+            hidden = hidden.flatten(0, 1)[real_N]
         for number, layer in enumerate(self._layers):
-            hidden_BSE = hidden_BSE + layer.out(self._attend(number, layer, hidden_BSE, rotation, mask, cache))
-            gate, up = layer.gate_up(layer.second_norm(hidden_BSE)).chunk(2, dim=-1)
-            hidden_BSE = hidden_BSE + layer.down(self._act(gate) * up)
-        return self._norm(hidden_BSE)
+            joined = _unpacked(layer.query_key_value(layer.first_norm(hidden)), real_N, num_rows, num_columns)
+            mixed_BSO = self._attend(number, joined, rotation, mask, cache)
+            hidden = hidden + layer.out(mixed_BSO if real_N is None else mixed_BSO.flatten(0, 1)[real_N])
+            gate, up = layer.gate_up(layer.second_norm(hidden)).chunk(2, dim=-1)
+            hidden = hidden + layer.down(self._act(gate) * up)
+        return _unpacked(self._norm(hidden), real_N, num_rows, num_columns)
+
+    def _real_columns(self, inputs: LlmInput) -> Tensor | None:
+        """(N,) places of the real columns among all new ones, row after row; None if all are, or are treated so."""
+        is_real_BS = inputs.mask_BS[:, -inputs.embeds_BSE.shape[1] :].bool()
+        if not self._is_rowless or bool(is_real_BS.all()):
+            return None
+        return is_real_BS.flatten().nonzero()[:, 0]
 
     def _attend(
-        self, number: int, layer: _Layer, hidden_BSE: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None,
-        cache: Cache,
-    ) -> Tensor:  # fmt: skip
-        num_rows, num_columns = hidden_BSE.shape[:2]
+        self, number: int, joined: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache
+    ) -> Tensor:
+        num_rows, num_columns = joined.shape[:2]
         num_rotated = self._num_heads + self._num_key_heads
-        joined = layer.query_key_value(layer.first_norm(hidden_BSE))
         joined = joined.view(num_rows, num_columns, num_rotated + self._num_key_heads, -1).transpose(1, 2)
         plain_BHSD, value_BKSD = joined[:, :num_rotated], joined[:, num_rotated:]
         cos, signed = rotation
@@ -149,6 +166,14 @@ def attention_mask(inputs: LlmInput, num_folds: int) -> Tensor | None:
     place_T = torch.arange(num_all, device=real_BT.device)
     mask_BST = (real_BT[:, None] & (place_T <= place_S1)) | (place_T == place_S1)
     return mask_BST.repeat(1, num_folds, 1)[:, None]
+
+
+def _unpacked(packed: Tensor, real_N: Tensor | None, num_rows: int, num_columns: int) -> Tensor:
+    """(N, O) -> (B, S, O), zero at padding; what is not packed stays as it is."""
+    if real_N is None:
+        return packed
+    unpacked = packed.new_zeros(num_rows * num_columns, packed.shape[-1])
+    return unpacked.index_copy_(0, real_N, packed).view(num_rows, num_columns, -1)
 
 
 def _norm(module: Any, dtype: torch.dtype) -> Project:
@@ -178,17 +203,17 @@ def _join(modules: Sequence[nn.Module], *, is_shared: bool, make: MakeProject) -
 
 
 def _give_up(modules: Sequence[nn.Module], project: Project) -> None:
-    """Frees weights that are in a projection now; where it has them as they were, the modules keep a view of those."""
+    """Frees weights that are in a projection now; where it has them in their precision, the modules keep a view."""
     joined_OI = project.keywords["weight"] if isinstance(project, partial) else None
     first = 0
     for module in modules:
+        linear = module.base if isinstance(module, LoraLinear) else module
+        assert isinstance(linear, nn.Linear), type(linear)
+        rows = slice(first, first + linear.out_features)
+        linear.weight.data = linear.weight.new_empty(0) if joined_OI is None else joined_OI[rows]
         if isinstance(module, LoraLinear):
-            first += module.base.out_features
-            continue  # an adapter was added: what is without stays as it is
-        assert isinstance(module, nn.Linear), type(module)
-        rows = slice(first, first + module.out_features)
-        module.weight.data = module.weight.new_empty(0) if joined_OI is None else joined_OI[rows]
-        first += module.out_features
+            module.up_AOR.data.zero_()  # its delta is in the weights now
+        first += linear.out_features
 
 
 def _side_by_side(modules: Sequence[nn.Module], x_BSI: Tensor) -> Tensor:

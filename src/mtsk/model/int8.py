@@ -17,6 +17,7 @@ from torch import Tensor
 
 _LEVELS = 127  # on either side of zero
 _ZERO = 128  # what stands for zero in the unsigned inputs
+_ROWS = 4096  # of a matrix, that are rounded at once: the head of a small LLM is most of it
 
 
 def int8_is_fast() -> bool:
@@ -34,9 +35,13 @@ class Int8Projection:
 
     @torch.no_grad()
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        weight_OI = weight_OI.float()
-        self._scale_O = weight_OI.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
-        levels_OI = (weight_OI / self._scale_O[:, None]).round().to(torch.int8)
+        scales: list[Tensor] = []
+        levels_OI = torch.empty_like(weight_OI, dtype=torch.int8)
+        for first in range(0, len(weight_OI), _ROWS):
+            exact_OI = weight_OI[first : first + _ROWS].float()
+            scales.append(exact_OI.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS)
+            levels_OI[first : first + _ROWS] = (exact_OI / scales[-1][:, None]).round_()
+        self._scale_O = torch.cat(scales)
         self._packed = torch.ops.onednn.qlinear_prepack(levels_OI, None)
         self._zeros_O = torch.zeros(len(weight_OI), dtype=torch.int32)
         self._bias_O = None if bias_O is None else bias_O.float()

@@ -99,7 +99,9 @@ class Llm:
 
     def logits(self, hidden: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Output head, its own if no other is given, on chosen hidden states: (..., E) -> (..., V)."""
-        logits: Tensor = (head or self.model.get_output_embeddings())(hidden)
+        # One product of all: of a slice torch would make one per row, each with its own copy of the head.
+        flat_NE = hidden.reshape(-1, hidden.shape[-1])
+        logits: Tensor = (head or self.model.get_output_embeddings())(flat_NE).view(*hidden.shape[:-1], -1)
         config = self.model.config.get_text_config(decoder=True)
         # Cohere multiplies, Granite divides, Gemma bends: each by the name that transformers has for it.
         if (factor := getattr(config, "logit_scale", None)) is not None:

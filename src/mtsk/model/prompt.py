@@ -106,6 +106,11 @@ class PromptBuilder:
         spaced = "".join(f" {word}" for word in text.split())
         return [*self._encode(spaced if self._leading_space else spaced.lstrip()), self.vocabulary.eos]
 
+    def spelling(self, token: int) -> str:
+        """What a token writes within a text, its spaces included; nothing for those that end one."""
+        written: str = self._tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return written
+
     def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, up to the end of sequence."""
         if self.vocabulary.eos in ids:
