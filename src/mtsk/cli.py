@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from mtsk import DEFAULT_MODEL, __version__
-from mtsk.commands.verbs import bench, calibrate
+from mtsk.commands.verbs import bench, calibrate, serve
 
 _INTERRUPTED, _PIPE_CLOSED = 128 + 2, 128 + 13  # as shells call what SIGINT and SIGPIPE ended
 
@@ -60,7 +60,7 @@ def transcribe(
     Args:
         files: sound and video files, and folders of them.
         scale: compression rates such as a4v2 (or 4,2), a16, v5, or `all`, or `best`; `mtsk info` lists the trained.
-        output_dir: also write FILE.txt and so on here; of several scales FILE.SCALE.srt, .vtt and .tsv.
+        output_dir: also write FILE.txt and so on here, while it is read; of several scales FILE.SCALE.srt, .vtt, .tsv.
         formats: what to write, or `all`; without a folder, what to print instead (JSON: one line per file).
         model: name of a model of this package, or a checkpoint folder.
         face: which face to read, by size, 0 the largest.
@@ -201,6 +201,7 @@ def evaluate(
     batch: int = 10,
     untrained: Literal["refuse", "pool", "between"] = "refuse",
     frequencies: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    beams: int = 1,
     policy: Annotated[Literal["auto"] | None, arg(metavar="auto", help_behavior_hint="")] = None,
     pareto: _Flag = False,
 ) -> int:
@@ -221,17 +222,20 @@ def evaluate(
             lets the projectors around it read.
         frequencies: for the kinds of errors, which words are rare: sentences (text or JSON), counts by word (JSON), or
             a folder from `mtsk prepare`, whose training sentences are counted.
+        beams: texts that are followed at once (beam search, with the character heads' say); 1 is greedy.
         policy: measure `auto` too, against cost: instead of the above WER, operations, tokens and seconds as a table,
             pareto.json, pareto.md, pareto.png and outcomes.jsonl.
         pareto: the same, and the oracle, which knows the cheapest right scale of each utterance.
     """
     if policy or pareto:
+        if beams != 1:
+            raise ValueError("--beams with --policy or --pareto; these measure greedy decoding")
         from mtsk.commands.pareto import run as run_pareto
 
         return run_pareto(data, output_dir, model, split, scale, snr, batch, with_oracle=pareto)
     from mtsk.commands.evaluate import run
 
-    return run(data, output_dir, model, split, scale, snr, peer, batch, untrained, frequencies)
+    return run(data, output_dir, model, split, scale, snr, peer, batch, untrained, frequencies, beams)
 
 
 def study(
@@ -328,6 +332,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "serve": serve,
     "bench": bench,
     "study": study,
     "convert": convert,

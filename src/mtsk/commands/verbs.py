@@ -1,13 +1,14 @@
-"""More verbs for `mtsk.cli`: those that measure. Heavy imports happen inside, so that help is instant."""
+"""More verbs for `mtsk.cli`: measuring and serving. Heavy imports happen inside, so that help is instant."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from mtsk import DEFAULT_MODEL
+from mtsk.serving.settings import Settings
 
 
 def calibrate(
@@ -55,3 +56,22 @@ def bench(
     from mtsk.commands.bench import run
 
     return run(model, calibrate=calibrate)
+
+
+def serve(
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL,
+    /,
+    *,
+    settings: Annotated[Settings, arg(name="")] = Settings(),  # noqa: B008  (frozen)
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
+) -> int:
+    """Serve transcriptions over HTTP, by OpenAI's API, and a page that records. Needs the extra `serve`. What is not
+    given here is taken from the environment: MTSK_PORT is for --port, and so on.
+
+    Args:
+        model: name of a model of this package, or a checkpoint folder.
+        precision: of the weights; int8 is for the language model alone, and for processors.
+    """
+    from mtsk.commands.serve import run
+
+    return run(model, settings, precision=precision)
