@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from mtsk import DEFAULT_MODEL, __version__
-from mtsk.commands.verbs import bench, calibrate, serve
+from mtsk.commands.verbs import bench, calibrate, info, serve
 
 _INTERRUPTED, _PIPE_CLOSED = 128 + 2, 128 + 13  # as shells call what SIGINT and SIGPIPE ended
 
@@ -308,22 +308,6 @@ def export(
     from mtsk.commands.export import run
 
     return run(kind, model, target, scale)
-
-
-def info(
-    model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL,
-    /,
-    duration: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None,
-) -> int:
-    """Show what a model is: scales, tokens per second, base weights, size, training; and what its scales cost.
-
-    Args:
-        model: name of a model of this package, a checkpoint folder, or a recipe.
-        duration: also show tokens, FLOPs and bytes of each stage for a recording of so many seconds.
-    """
-    from mtsk.commands.info import run
-
-    return run(model, duration)
 
 
 VERBS: dict[str, Callable[..., int]] = {

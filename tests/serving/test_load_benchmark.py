@@ -66,7 +66,7 @@ def test_report(tmp_path: Path) -> None:
     assert "| 10 x capacity: statuses | 200 and 429 | 200: 2, 429: 1 | yes |" in text
     assert "| 10 x capacity: growth of memory | below 5.0 % | 4.0 % | yes |" in text
     assert "elastic over fixed | at least 1.5 | 0.25 / 0.00 a second | yes |" in text
-    assert (tmp_path / "results.json").read_text().count('"at_s":') == 17
+    assert (tmp_path / "results.json").read_text().count('"latency_s":') == 17 + 6
 
 
 def test_runs_are_chosen() -> None:

@@ -1,4 +1,4 @@
-"""More verbs for `mtsk.cli`: measuring and serving. Heavy imports happen inside, so that help is instant."""
+"""More verbs for `mtsk.cli`: measuring, serving and showing. Heavy imports happen inside, so that help is instant."""
 
 from __future__ import annotations
 
@@ -75,3 +75,19 @@ def serve(
     from mtsk.commands.serve import run
 
     return run(model, settings, precision=precision)
+
+
+def info(
+    model: Annotated[Positional[str], arg(metavar="MODEL")] = DEFAULT_MODEL,
+    /,
+    duration: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None,
+) -> int:
+    """Show what a model is: scales, tokens per second, base weights, size, training; and what its scales cost.
+
+    Args:
+        model: name of a model of this package, a checkpoint folder, or a recipe.
+        duration: also show tokens, FLOPs and bytes of each stage for a recording of so many seconds.
+    """
+    from mtsk.commands.info import run
+
+    return run(model, duration)

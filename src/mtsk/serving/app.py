@@ -126,7 +126,7 @@ def _best_default(engine: Engine) -> str:
 
 
 def warm_up(engine: Engine, predictor: Predictor, trackers: Trackers) -> None:
-    """Reads some noise at every scale: the first request is not slow, and what to expect is known."""
+    """Reads some noise at every scale: the first request is not slow, and how quick this machine is is known."""
     SpeechDetector().feed(np.zeros(SAMPLE_RATE_HZ, np.float32))
     if engine.grid.video_rates:
         tracker = trackers.take()
@@ -140,14 +140,17 @@ def warm_up(engine: Engine, predictor: Predictor, trackers: Trackers) -> None:
     mouth = rng.integers(0, 256, (round(_WARM_UP_S * VIDEO_FPS), MOUTH_SIZE_PX, MOUTH_SIZE_PX), dtype=np.uint8)
     example = Example("warm-up", waveform, mouth)
     scales = [scale for scale in engine.grid if engine.usable(engine.encode([example]), scale)]
+    factors = []
     for is_measured in (False, True):
         for scale in scales:
             started_s = time.perf_counter()
-            engine.recognize([example], [scale])
+            [segment] = engine.recognize([example], [scale])
             seconds = time.perf_counter() - started_s
-            if is_measured:
-                kind = predictor.reading(scale, _WARM_UP_S)
-                predictor.corrections.set(kind.kind, seconds / kind.seconds)
+            if is_measured:  # of noise the model may make much text, which no draft guesses
+                num_written = len(engine.model.prompts.target(segment.text))
+                factors.append(seconds / predictor.writing(scale, _WARM_UP_S, num_written))
+    for kind in (*map(str, scales), "auto", "compare"):
+        predictor.corrections.set(kind, float(np.median(factors)))
 
 
 def _add_page(app: FastAPI) -> None:

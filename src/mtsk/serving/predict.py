@@ -68,13 +68,22 @@ class Predictor:
         seconds = num * self._of_segment(scale, math.ceil(duration_s / num * 5) / 5)
         return Estimate(name or str(scale), seconds)
 
+    def writing(self, scale: Scale, duration_s: float, num_written: int) -> float:
+        """Seconds for a text of so many tokens of which no draft guesses any, without correction."""
+        return self._seconds(scale, duration_s, num_written, 1.0)
+
     @functools.cache  # noqa: B019  (a server has one)
     def _of_segment(self, scale: Scale, duration_s: float) -> float:
-        reading = self._engine.model.reading(scale)
-        cost = self._engine.costs.cost(scale, duration_s, projected=reading.projected)
-        num_bytes, has_drafts = 0.0, bool(self._engine.model.ctc_heads())
-        for name, stage in cost.stages.items():
-            if name != "face":
-                num_bytes += stage.weight_bytes * (_DRAFTED if has_drafts and name == "decode" else 1.0)
+        """With as much text as ordinary speech has."""
+        return self._seconds(scale, duration_s, None, _DRAFTED if self._engine.model.ctc_heads() else 1.0)
+
+    def _seconds(self, scale: Scale, duration_s: float, num_written: int | None, share_of_passes: float) -> float:
+        projected = self._engine.model.reading(scale).projected
+        cost = self._engine.costs.cost(scale, duration_s, num_text_tokens=num_written, projected=projected)
+        num_bytes = sum(
+            stage.weight_bytes * (share_of_passes if name == "decode" else 1.0)
+            for name, stage in cost.stages.items()
+            if name != "face"
+        )
         flops = cost.total_flops - cost.stages["face"].flops
         return flops / _FLOPS_PER_S + num_bytes / _BYTES_PER_S

@@ -75,7 +75,7 @@ async function loadMouth(ofClip) {
 /** The slider or `auto` was moved; not final while the slider may be on its way. */
 function choose(choice, isFinal) {
   clearTimeout(restTimer);
-  reading?.abort();
+  giveUp();
   tell(byId("text-problem"), null);
   if (!clip) {
     showRuler(null);
@@ -116,6 +116,7 @@ async function read(choice) {
     showResult(result);
   } catch (error) {
     if (own.signal.aborted || ofClip !== clip) return;
+    showResult(null); // no figures of another scale beside the error
     if (!partial) said.placeholder("No text.");
     complain("text-problem", error, () => choose(choice, true));
   } finally {
@@ -124,6 +125,13 @@ async function read(choice) {
       showStatus(null);
     }
   }
+}
+
+/** Ends the request under way. */
+function giveUp() {
+  reading?.abort();
+  reading = null;
+  showStatus(null);
 }
 
 /** Shows an error, with a button if trying again may help. */
@@ -288,9 +296,8 @@ player.requestVideoFrameCallback?.(followPictures);
 byId("compare").addEventListener("click", compare);
 byId("against").addEventListener("change", showComparison);
 byId("abort").addEventListener("click", () => {
-  reading?.abort();
-  reading = null;
-  showStatus(null);
+  giveUp();
+  showResult(null);
   said.placeholder("Cancelled. Move the slider to read the clip again.");
 });
 for (const button of byId("downloads").querySelectorAll("button")) {
