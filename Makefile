@@ -7,7 +7,7 @@ RUN ?= runs/grid-s1
 # Waiting threads spin briefly, then sleep: far faster wherever another program is busy too.
 export GOMP_SPINCOUNT ?= 5000
 
-.PHONY: demo test lint test-slow weights train evaluate bench bench-objective clean
+.PHONY: demo test lint test-slow weights train evaluate bench benchmark-load browser bench-objective clean
 
 demo: $(VENV)/.installed  ## transcribe real clips at every compression rate
 	@echo "Three clips of GRID, at every compression rate of one model (scale, LLM tokens, time, text):"
@@ -36,6 +36,12 @@ evaluate: $(VENV)/.installed weights  ## measure it: DATA=... RUN=...
 bench: $(VENV)/.installed-bench weights  ## speed and memory beside faster-whisper and openai-whisper; on an idle machine
 	$(BIN)/python -m benchmarks.speed -o docs/results/speed
 
+benchmark-load: $(VENV)/.installed-dev weights  ## `mtsk serve` under up to ten times what it can take; on an idle machine
+	$(BIN)/python -m benchmarks.load -o docs/results/serving
+
+browser: $(VENV)/.installed-browser weights  ## the page in Chromium, with a camera and a microphone that play a clip
+	$(BIN)/python -m benchmarks.browser -o runs/browser
+
 bench-objective: $(VENV)/.installed weights  ## memory and time of one backward per scale, against the summed loss
 	$(BIN)/python benchmarks/objective.py --json objective.json
 
@@ -52,6 +58,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openai-whisper
+	@touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	@touch $@
 
 clean:
