@@ -33,7 +33,7 @@ from benchmarks.recordings import Utterance, data_folder, grid_clips
 _ELASTIC = "mtsk"
 _NUM_CLIPS = 100  # all of the test split
 _NUM_CLIENTS = 4  # of the closed loop: two in the hands of the server's threads, two that wait
-_WATCH_S = 0.1
+_WATCH_S = 1.0
 _REST_S = 3.0  # before memory is read
 _PACKAGES = ("mtsk", "torch", "uvicorn", "httpx")
 
@@ -106,24 +106,30 @@ class Bench:
             first = run.warm_up or (Step(0.5, 2.0),)
             asyncio.run(client.open_loop(arrivals(first, capacity_per_s, seed)))
             time.sleep(_REST_S)
-            memory, peak = {"before": server.resident_mib}, _Peak(server)
+            memory, watch = {"before": server.resident_mib}, _Memory(server)
             begun_s, server_s, client_s = time.perf_counter(), server.processor_s, time.process_time()
-            with peak:
+            with watch:
                 answers, watched = asyncio.run(client.open_loop(arrivals(run.steps, capacity_per_s, seed)))
             seconds = time.perf_counter() - begun_s
             cores = (server.processor_s - server_s) / seconds
             client_share = (time.process_time() - client_s) / seconds
             time.sleep(_REST_S)
-            memory |= {"after": server.resident_mib, "peak": peak.mib}
-        told = {"model": model, "resident_mib": memory, "server_cores": cores, "client_share": client_share}
+            memory |= {"after": server.resident_mib, "peak": max(watch.each_second_mib, default=0.0)}
+        told = {
+            "model": model,
+            "resident_mib": {**memory, "each_second": watch.each_second_mib},
+            "server_cores": cores,
+            "client_share": client_share,
+        }
         return told | run_of(answers, watched, run.steps, self._clips)
 
 
-class _Peak:
-    """The most memory that a server had while something ran."""
+class _Memory:
+    """The memory of a server while something runs."""
 
     def __init__(self, server: Served) -> None:
-        self._server, self.mib = server, 0.0
+        self._server = server
+        self.each_second_mib: list[int] = []
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -136,7 +142,7 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._is_over.wait(_WATCH_S):
-            self.mib = max(self.mib, self._server.resident_mib)
+            self.each_second_mib.append(round(self._server.resident_mib))
 
 
 def _say(text: str) -> None:

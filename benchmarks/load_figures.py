@@ -14,6 +14,7 @@ from benchmarks.recordings import Utterance
 
 GOOD_S = 2.0  # an answer that comes later is of no use
 MIN_RATIO, MAX_DRIFT = 1.5, 0.05  # asked for: goodput of elastic over fixed; memory
+_COLUMNS = ("at_s", "step", "status", "latency_s", "scale", "degraded", "errors", "words")  # of requests
 HARD = 10.0  # multiple of the capacity at which nothing but 200 and 429 may come
 
 
@@ -54,14 +55,16 @@ def summary(rows: Sequence[Mapping[str, Any]], duration_s: float) -> dict[str, A
     }
 
 
-def recovery_s(rows: Sequence[Mapping[str, Any]], steps: Sequence[Step]) -> float | None:
-    """How long after the last step but one requests were still refused or read coarser; None if to the end."""
-    begin_s, last = sum(step.duration_s for step in steps[:-1]), len(steps) - 1
-    calm = [row for row in rows if row["step"] == last]
-    troubled = [row["status"] != 200 or row["degraded"] for row in calm]
-    if not calm or troubled[-1]:
-        return None
-    return max((row["at_s"] - begin_s for row, is_so in zip(calm, troubled, strict=True) if is_so), default=0.0)
+def recovery_s(watched: Mapping[str, Sequence[float]], steps: Sequence[Step]) -> float | None:
+    """How long after the last step but one the server reads new requests as they ask again; None if it does not.
+
+    Args:
+        watched: `at_s`, and the degradation `level` at these times.
+        steps: of load.
+    """
+    begin_s = sum(step.duration_s for step in steps[:-1])
+    pairs = zip(watched["at_s"], watched.get("level", ()), strict=False)
+    return next((at_s - begin_s for at_s, level in pairs if at_s >= begin_s and level == 0), None)
 
 
 def run_of(
@@ -71,24 +74,30 @@ def run_of(
     rows = rows_of(answers, clips)
     per_step = [summary([row for row in rows if row["step"] == i], step.duration_s) for i, step in enumerate(steps)]
     names = watched.numbers[0] if watched.numbers else {}
+    told = {"at_s": [round(each, 2) for each in watched.at_s]}
+    told |= {name: [round(numbers[name], 2) for numbers in watched.numbers] for name in names}
     return {
         "steps": [
             {"multiple": step.multiple, "duration_s": step.duration_s, **figures}
             for step, figures in zip(steps, per_step, strict=True)
         ],
-        "recovery_s": recovery_s(rows, steps) if len(steps) > 1 and steps[-1].multiple < 1 else None,
-        "watched": {"at_s": [round(each, 2) for each in watched.at_s]}
-        | {name: [round(numbers[name], 2) for numbers in watched.numbers] for name in names},
+        "recovery_s": recovery_s(told, steps) if len(steps) > 1 and steps[-1].multiple < 1 else None,
+        "watched": told,
         "requests": rows,
     }
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """`results.json`, a line for each request, and the tables."""
-    slim = {**results, "runs": {name: {**run, "requests": []} for name, run in results["runs"].items()}}
+    slim = {
+        **results,
+        "columns": _COLUMNS,
+        "runs": {name: {**run, "requests": []} for name, run in results["runs"].items()},
+    }
     text = json.dumps(slim, indent=1)
     for run in results["runs"].values():
-        lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in run["requests"])
+        rows = ([row.get(column) for column in _COLUMNS] for row in run["requests"])
+        lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
         text = text.replace('"requests": []', f'"requests": [\n{lines}\n]', 1)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(report(results), encoding="utf-8")
@@ -115,7 +124,7 @@ def report(results: Mapping[str, Any]) -> str:
     for name, run in results["runs"].items():
         lines += ["", f"## {name}: model `{run['model']}`", "", *_table(run), "", _memory(run)]
         if run["recovery_s"] is not None:
-            lines[-1] += f" The last request that was refused or read coarser came {run['recovery_s']:.1f} s after."
+            lines[-1] += f" {run['recovery_s']:.1f} s after the load fell, new requests were read as they ask again."
     pictures = [f"![{name}]({name}.png)" for name in results.get("plots", ())]
     return "\n".join([*lines, "", *pictures]).rstrip() + "\n"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +85,15 @@ class Served:
             if event.get("event") == "listening":
                 address = f"http://{event['host']}:{event['port']}"
             if address and "startup complete" in str(event.get("event")):
-                return address
+                return self._wait_until_ready(address)  # it listens a moment later
+        return ""
+
+    def _wait_until_ready(self, address: str) -> str:
+        while self._process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/ready").status_code == 200:
+                    return address
+            time.sleep(0.05)
         return ""
 
     def _keep_log(self) -> None:

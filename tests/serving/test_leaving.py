@@ -34,6 +34,11 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def own_address() -> Iterator[str]:
     """Of a server that no other test disturbs."""
@@ -92,6 +97,7 @@ def test_stopped_under_load(checkpoint: Path) -> None:
             port = next(each["port"] for each in events if each["event"] == "listening")
             next(each for each in events if "startup complete" in each["event"])
             address = f"http://127.0.0.1:{port}"
+            until(lambda: listens(port))  # a moment later
 
             def ask() -> httpx.Response:
                 with clip.open("rb") as file:

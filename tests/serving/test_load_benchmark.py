@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def test_figures() -> None:
     assert told["wer"] == 1 / 8
     assert told["degraded"] == 0.5
     assert told["scales"] == {"a4v2": 1, "a16": 1}
-    assert recovery_s(rows, STEPS) == pytest.approx(1.0)  # the last refusal
-    assert recovery_s(rows[:-1], STEPS) is None
+    levels = {"at_s": [1.0, 3.0, 5.0, 6.0, 7.0], "level": [0.0, 3.0, 1.0, 0.0, 1.0]}
+    assert recovery_s(levels, STEPS) == 2.0
+    assert recovery_s({"at_s": [1.0, 5.0], "level": [0.0, 1.0]}, STEPS) is None
 
 
 def test_report(tmp_path: Path) -> None:
@@ -66,7 +68,10 @@ def test_report(tmp_path: Path) -> None:
     assert "| 10 x capacity: statuses | 200 and 429 | 200: 2, 429: 1 | yes |" in text
     assert "| 10 x capacity: growth of memory | below 5.0 % | 4.0 % | yes |" in text
     assert "elastic over fixed | at least 1.5 | 0.25 / 0.00 a second | yes |" in text
-    assert (tmp_path / "results.json").read_text().count('"latency_s":') == 17 + 6
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [len(each["requests"]) for each in written["runs"].values()] == [5, 6, 6]
+    row = dict(zip(written["columns"], written["runs"]["elastic-3x"]["requests"][1], strict=True))
+    assert (row["at_s"], row["status"], row["scale"], row["errors"], row["words"]) == (1.0, 200, "a16", 1, 2)
 
 
 def test_runs_are_chosen() -> None:

@@ -44,7 +44,7 @@ class Beams:
     width: int = 1
     num_best: int = 1
     length_power: float = 1.0
-    character_weight: float = 0.3
+    character_weight: float = 0.2
 
     def __post_init__(self) -> None:
         if self.width < 1:
