@@ -143,7 +143,7 @@ def test_rotary_frequencies_stay_exact() -> None:
 @torch.inference_mode()
 def test_an_added_adapter_is_kept_once() -> None:
     """The model's own code reads on with the weights that it was added to."""
-    model = tiny_model("ms")
+    model = tiny_model("ms").requires_grad_(False)
     expected = list(_passes(model))
     model.flatten()
     decoder = model._flat
@@ -155,3 +155,14 @@ def test_an_added_adapter_is_kept_once() -> None:
     joined = decoder._layers[0].query_key_value
     assert "q_proj" in name
     assert layer.base.weight.data_ptr() == joined.keywords["weight"].data_ptr()  # type: ignore[attr-defined]
+
+
+def test_what_may_yet_be_saved_stays_as_it_is() -> None:
+    """Figures on the development split are of a model that is saved afterwards."""
+    model = tiny_model("ms")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.flatten()
+    assert model._flat is not None
+    assert any(bool(value.any()) for name, value in before.items() if name.endswith("up_AOR"))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name

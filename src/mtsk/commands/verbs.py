@@ -65,8 +65,8 @@ def serve(
     settings: Annotated[Settings, arg(name="")] = Settings(),  # noqa: B008  (frozen)
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
 ) -> int:
-    """Serve transcriptions over HTTP, by OpenAI's API, and a page that records. Needs the extra `serve`. What is not
-    given here is taken from the environment: MTSK_PORT is for --port, and so on.
+    """Serve transcriptions over HTTP, by OpenAI's API, and a page that records. Needs the extra `serve`. What is as
+    by default here is taken from the environment: MTSK_PORT is for --port, and so on.
 
     Args:
         model: name of a model of this package, or a checkpoint folder.

@@ -87,7 +87,7 @@ class Engine:
             ValueError: if it is no checkpoint, or its base weights can't be had; or as of `Engine`.
         """
         device = best_device() if device is None else torch.device(device)
-        model = load_model(folder, _plain_dtype(device, dtype))
+        model = load_model(folder, _plain_dtype(device, dtype)).requires_grad_(False)
         return cls(model, device=device, dtype=dtype, auto=read_record(folder).policy)
 
     @property

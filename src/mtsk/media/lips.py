@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mtsk.media.container import MediaFile, open_media
 from mtsk.media.mouth import MouthTrack, MouthTracker, track_of
-from mtsk.media.stream import MAX_STREAM_S
+from mtsk.media.stream import MAX_STREAM_S, MediaStopped
 from mtsk.media.video import PictureGrid, PictureReader
 from mtsk.types import VIDEO_FPS
 
@@ -32,6 +32,7 @@ class LaterLips:
         self._path = path
         self._tracker = tracker
         self._num_passed = 0
+        self._is_stopped = False
         self.was_opened = False
 
     def between(self, start_s: float, end_s: float) -> MouthTrack | None:
@@ -43,12 +44,15 @@ class LaterLips:
 
         Raises:
             MediaError: if the pictures can't be decoded.
+            MediaStopped: after `stop`.
         """
         first, end = round(start_s * VIDEO_FPS), round(end_s * VIDEO_FPS)
         assert self._num_passed <= first < end, (self._num_passed, first, end)
         stream, crops = self._tracker.stream(), []
         last: tuple[av.VideoFrame, NDArray[np.uint8]] | None = None
         while self._num_passed < end and (frame := next(self._frames, None)) is not None:
+            if self._is_stopped:
+                raise MediaStopped(str(self._path))
             self._num_passed += 1
             if self._num_passed > first:
                 if last is None or last[0] is not frame:  # what repeats is the same array, as `MouthStream` wants it
@@ -56,6 +60,10 @@ class LaterLips:
                 crops += stream.push(last[1])
         crops += stream.finish()
         return track_of(crops, stream.num_faces) if crops else None
+
+    def stop(self) -> None:
+        """Lets `between` in another thread end before its next picture, by `MediaStopped`."""
+        self._is_stopped = True
 
     def close(self) -> None:
         """Closes the file; may be called again."""

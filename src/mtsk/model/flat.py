@@ -209,6 +209,9 @@ def _give_up(modules: Sequence[nn.Module], project: Project) -> None:
     for module in modules:
         linear = module.base if isinstance(module, LoraLinear) else module
         assert isinstance(linear, nn.Linear), type(linear)
+        if isinstance(module, LoraLinear) and module.up_AOR.requires_grad:
+            first += linear.out_features
+            continue  # it may yet be trained or saved
         rows = slice(first, first + linear.out_features)
         linear.weight.data = linear.weight.new_empty(0) if joined_OI is None else joined_OI[rows]
         if isinstance(module, LoraLinear):

@@ -207,6 +207,7 @@ def serve(engine: Engine, settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # anybody may write them
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
     server: Server = app.state.server

@@ -114,6 +114,8 @@ class FileWork:
                     job.media.serve(self._desk.predictor.seconds(unit.look))
                     unit.part = part
                     self._desk.put(unit)
+        except MediaStopped:  # nobody waits for it any more
+            pass
         except Exception as error:
             self._desk.end(job, error)
         finally:

@@ -57,16 +57,18 @@ class Mouths:
         self._num_waiting += 1
         is_over = threading.Event()
         try:
-            making = asyncio.get_running_loop().run_in_executor(self._pool, self._make, upload, is_over)
+            job = self._pool.submit(self._make, upload, is_over)
+            making = asyncio.wrap_future(job)
             gone = asyncio.ensure_future(box.next())
             await asyncio.wait((making, gone), return_when=asyncio.FIRST_COMPLETED)
             if not making.done():
                 is_over.set()
-                await asyncio.wait((making,))
+                job.cancel()  # unless it has begun
+                await asyncio.gather(making, return_exceptions=True)
                 gone.result()  # says why it was given up
             gone.cancel()
             return making.result()
-        except (MediaError, ApiError) as error:
+        except (ValueError, ApiError) as error:  # as media errors are
             raise as_api_error(error) from None
         finally:
             is_over.set()

@@ -114,6 +114,7 @@ class FileReading:
 
     def __init__(self, path: Path, looks: Looks, trackers: Trackers, limits: FileLimits) -> None:
         self._path, self._trackers = path, trackers
+        self._is_stopped = False
         self._later: LaterLips | None = None
         self._tracker: MouthTracker | None = None
         file = _open(path, limits)
@@ -145,11 +146,16 @@ class FileReading:
         if self._later is None:
             self._tracker = self._trackers.take()
             self._later = LaterLips(self._path, self._tracker)
+            if self._is_stopped:
+                self._later.stop()
         return part.with_lips(self._later.between(part.start_s, part.end_s), 0)
 
     def stop(self) -> None:
         """Lets what another thread is reading end soon."""
+        self._is_stopped = True
         self._stream.stop()
+        if self._later is not None:
+            self._later.stop()
 
     def close(self) -> None:
         """Closes the file; when no thread reads it any more."""

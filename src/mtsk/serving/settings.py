@@ -82,7 +82,7 @@ class Settings:
         return round(self.max_upload_mb * 1e6)
 
     def with_environment(self, environment: Mapping[str, str]) -> Settings:
-        """With the environment's values where these settings are as by default: a flag goes before a variable.
+        """With the environment's values where these settings are as by default: another value goes before a variable.
 
         Raises:
             ValueError: naming the variable, if a value can't be read.

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from mtsk.media import MediaError
 from mtsk.serving.errors import ApiError
 from mtsk.serving.jobs import Done, Event
+from mtsk.serving.logs import LOGGER
 from mtsk.serving.metrics import Metrics
 from mtsk.serving.plans import Found
 from mtsk.serving.reading import FileLimits, look_into
@@ -67,7 +68,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), param="file", code="invalid_media")
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
-    raise error
+    LOGGER.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed; its log says why")
 
 
 class _Gone(Exception):  # noqa: N818  (clients may go)

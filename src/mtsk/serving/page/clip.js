@@ -13,6 +13,7 @@ export class ClipSource {
   #url = null;
   #ticker = null;
   #loads = 0;
+  #isOpening = false;
   isPlayable = false; // of the clip that is there
   isWithoutPictures = false;
 
@@ -88,6 +89,8 @@ export class ClipSource {
   }
 
   async #open(camera, microphone, focus = "start") {
+    if (this.#isOpening) return; // a second click while the browser asks
+    this.#isOpening = true;
     tell(this.problem, null);
     this.player.pause();
     try {
@@ -98,6 +101,8 @@ export class ClipSource {
       this.#leave("open-camera");
       tell(this.problem, describe(error), { label: "Try again", run: () => this.#open(null, null) });
       return;
+    } finally {
+      this.#isOpening = false;
     }
     this.#show("live", focus);
     this.#watchLevel();

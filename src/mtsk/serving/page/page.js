@@ -230,10 +230,11 @@ function showComparison() {
 
 async function download(format) {
   const { blob, name, shown } = clip;
-  const { scale } = shown.mtsk;
+  const { scale, policy } = shown.mtsk;
+  const choice = policy === "auto" ? "auto" : scale; // of several segments each may have a scale of its own
   try {
     const isPlain = format === "json";
-    const text = isPlain ? `${JSON.stringify({ file: name, ...shown }, null, 2)}\n` : await api.subtitles(blob, name, scale, format, {});
+    const text = isPlain ? `${JSON.stringify({ file: name, ...shown }, null, 2)}\n` : await api.subtitles(blob, name, choice, format, {});
     save(text, `${name}.${scale}.${format}`);
   } catch (error) {
     tell(byId("text-problem"), error.message);
