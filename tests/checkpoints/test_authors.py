@@ -179,7 +179,8 @@ def _taught(model: AvsrModel, one: Golden, encoded: Encoded, scale: Scale) -> tu
     hook = head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
     prediction = model(encoded, [scale] * 2, one.meta["texts"])
     hook.remove()
-    added_BLV = hidden[0] @ one.state["llm.lm_head.weight"][NUM_ORDINARY:].T
+    added_NV = hidden[0] @ one.state["llm.lm_head.weight"][NUM_ORDINARY:].T  # the head gets all rows as one
+    added_BLV = added_NV.view(*prediction.logits_BLV.shape[:2], -1)
     logits_BLV = torch.cat((prediction.logits_BLV, added_BLV), dim=-1)
     loss = functional.cross_entropy(logits_BLV.flatten(0, 1), prediction.labels_BL.flatten(), ignore_index=-100)
     return logits_BLV, float(loss)
