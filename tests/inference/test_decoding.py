@@ -146,6 +146,27 @@ def test_no_draft_changes_the_text(model: AvsrModel) -> None:
             assert (alone.tokens[0], alone.num_steps[0]) == (plain.tokens[i], drafted.num_steps[i])
 
 
+def test_a_draft_is_checked_as_far_as_it_was_right(model: AvsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is wrong throughout soon one token in each pass, of a right one twice as many as before."""
+    batch = row_of(tiny_batch(), 1)
+    right = _greedy(model, batch, [SCALES[1]], [14])[0]
+    odd = next(token for token in range(model.prompts.vocabulary.size) if token not in right)
+    monkeypatch.setattr(decoding, "_FIRST_REACH", 4)
+    num_checked: list[int] = []
+    exact = model.last_logits
+
+    def last_logits(inputs: LlmInput, cache: Cache, num_columns: int) -> torch.Tensor:
+        num_checked.append(num_columns - 1)
+        return exact(inputs, cache, num_columns)
+
+    monkeypatch.setattr(model, "last_logits", last_logits)
+    assert _decoded(model, batch, [SCALES[1]], [14], [[odd] * 14]).tokens[0] == right
+    assert num_checked == [4, 2, *[1] * 11, 0]
+    num_checked.clear()
+    assert _decoded(model, batch, [SCALES[1]], [14], [right]).num_steps == (2,)
+    assert num_checked == [4, 8]  # a pass writes one more than it checks
+
+
 @pytest.mark.parametrize("kind", ["substituted", "inserted", "left out"])
 def test_one_error_costs_one_step(model: AvsrModel, kind: str) -> None:
     batch = row_of(tiny_batch(), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,28 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
-from mtsk.config import JointStageConfig, OptimConfig
+from mtsk.config import ContextConfig, JointStageConfig, OptimConfig, WarmStartStageConfig
+from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avsr import AvsrModel
+from mtsk.model.ctc import Alphabet
 from mtsk.scale import Scale
+from mtsk.training.ctc_stage import ctc_loss, frame_loss
 from mtsk.training.joint_stage import JointStage
+from mtsk.training.labels import Units
 from mtsk.training.objective import backward_scales
 from mtsk.training.source import Encoder
-from tests.tiny import TEXTS, tiny_batch, tiny_model
+from mtsk.training.warm_start import WarmStartStage
+from tests.model.test_ctc import HEADS
+from tests.tiny import (
+    TEXTS,
+    randomize_adapters,
+    tiny_batch,
+    tiny_config,
+    tiny_llm,
+    tiny_model,
+    tiny_video_encoder,
+    tiny_whisper,
+)
 
 ALL = tuple(Scale.parse(text) for text in ("a4", "a16", "v2", "v5", "a4v2", "a16v5"))
 
@@ -170,6 +186,60 @@ def test_the_joint_stage_weighs_by_scale_and_task(accelerator: Accelerator) -> N
         assert plain_AOR is not None
         for scale, own, plain in zip(sorted(ALL), weighted_AOR, plain_AOR, strict=True):
             assert float((own - config.weight(scale) * plain).norm()) <= 1e-6 * float(plain.norm()), (name, scale)
+
+
+def test_the_joint_stage_goes_on_spelling(accelerator: Accelerator) -> None:
+    """The layers of context, read once, get the gradients of all scales and of the character heads together."""
+    texts, batch, model = list(TEXTS[:3]), tiny_batch(), _spelling_model()
+    stage = JointStage(
+        JointStageConfig(OptimConfig(1, 1e-3), character_weight=0.5), model, source=_Source(accelerator),  # type: ignore[arg-type]
+        encoder=Encoder(model), seed=1, validator=lambda _: {},
+    )  # fmt: skip
+    figures = stage.backward(batch, 0)
+    assert {"a4", "a16v5", "audio_ctc", "audio_frame", "video_ctc", "video_frame"} < set(figures)
+    found = _gradients(model)
+    learned = {name for group in stage.groups() for name in group.parameters}
+    assert {name for name, gradient in found.items() if gradient is not None} == learned
+
+    _summed_backward(model, texts, list(model.grid))
+    for name, logits in model.characters(model.encode(batch, model.grid)).items():
+        alphabet = Alphabet(HEADS.alphabet)
+        loss = ctc_loss(logits, texts, alphabet) + 0.2 * frame_loss(logits, batch.words, alphabet)
+        torch.autograd.backward(0.5 * loss)
+        assert figures[f"{name}_ctc"] == pytest.approx(float(ctc_loss(logits, texts, alphabet).detach()), rel=1e-5)
+    _assert_equal(found, _gradients(model), tolerance=1e-5)
+
+
+def test_what_spelled_before_learns_at_its_own_rate_in_the_warm_start(accelerator: Accelerator) -> None:
+    model = _spelling_model()
+    units = Units.of_texts(TEXTS, model.prompts)
+    for context_lr, expected in ((None, 1e-3), (2e-4, 2e-4)):
+        config = WarmStartStageConfig(OptimConfig(1, 1e-3), character_weight=0.5, context_lr=context_lr)
+        stage = WarmStartStage(
+            config, model, units, source=_Source(accelerator), encoder=Encoder(model), dev=lambda: iter(())  # type: ignore[arg-type]
+        )  # fmt: skip
+        lrs = {name: group.lr for group in stage.groups() for name in group.parameters}
+        assert lrs.keys() == dict(stage.modules.named_parameters()).keys()
+        spells = {name for name in lrs if name.startswith(("ctc.", "projectors.audio.context."))}
+        assert {lrs[name] for name in spells} == {expected}
+        assert {lrs[name] for name in lrs.keys() - spells if not name.endswith("logit_scale")} == {1e-3}
+
+
+def _spelling_model() -> AvsrModel:
+    """With layers of context and character heads, and nothing that is drawn in training."""
+    plain = tiny_config("ms", scales=("a4", "a16v5"))
+    context = ContextConfig(num_layers=1, num_heads=4, hidden=24, kernel=5, dropout=0.0)
+    config = replace(
+        plain,
+        projector=replace(plain.projector, audio_context=context, input_dropout=0.0),
+        lora=replace(plain.lora, dropout=0.0),
+        ctc=replace(HEADS, dropout=0.0),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AvsrModel(config, tiny_llm(), WhisperAudioEncoder(tiny_whisper(), "real"), tiny_video_encoder())
+        randomize_adapters(model)
+    return model
 
 
 class _Source:

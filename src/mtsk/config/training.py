@@ -88,8 +88,10 @@ class WarmStartStageConfig:
     tokens that can be told apart, yet point elsewhere than the embeddings, which have much in common (measured: cosines
     of 0.13, against 0.44 between embeddings of different tokens); a language model can't copy what it does not know."""
     character_weight: float = 0.0
-    """Of the losses of the character heads (per step, and CTC). They teach the layers before the projectors to spell,
-    which carries over to words that are rare in training."""
+    """Of the CTC loss of the character heads; their loss per step has a fifth of it. They teach the layers before the
+    projectors to spell, which carries over to words that are rare in training."""
+    context_lr: float | None = None
+    """Of character heads and the layers before the projectors, where they have learned before; None: as the rest."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class JointStageConfig:
     of them, as in Omni-AVSR (arXiv 2511.07253)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Of the loss, by scale (`a4v2`) or by task (`a`, `v`, `av`); both multiply, what is not named has 1."""
+    character_weight: float = 0.0
+    """As in `WarmStartStageConfig`: the layers before the projectors go on spelling while the LLM learns to read."""
 
     def __post_init__(self) -> None:
         wanted, least = self.scales_per_step, 2 if self.draw == "sandwich" else 1
@@ -187,8 +191,9 @@ class TrainConfig:
         require(not cached, "cache_views", cached, "0 where the lip encoder is trained (model.video.lora_rank)")
         both = self.lips_from if self.video_encoder is not None else None
         require(both is None, "lips_from", both, "null beside video_encoder, the stage that trains a lip encoder")
-        heads = "null without model.ctc, and the stage that trains the heads with it"
-        require((self.ctc is None) == (self.model.ctc is None), "ctc", self.ctc, heads)
+        learns = self.ctc is not None or self.joint.character_weight > 0
+        heads = "null without model.ctc; with it the stage that trains the heads, or joint.character_weight above 0"
+        require(learns == (self.model.ctc is not None), "ctc", self.ctc, heads)
         spelling = None if self.model.ctc and self.model.projector.audio_context else self.spelling
         require(spelling is None, "spelling", spelling, "null without model.ctc and model.projector.audio_context")
         onto = self.onto if self.ctc is None else None

@@ -37,6 +37,10 @@ _NEAR_TIE_EPS = 2.0
 by 0.4 units (root mean square, measured in bfloat16)."""
 
 
+_FIRST_REACH = 32
+"""Tokens of a draft that are checked in a row's first pass: a sentence."""
+
+
 def num_repeats(n: int) -> int:
     """How often an n-gram has to come in a row to be a loop: people do say "no no no", and numbers with many zeros."""
     return max(4, math.ceil(12 / n))
@@ -118,6 +122,7 @@ class _Row:
         self.num_steps = 0
         self.is_open = limit > 0
         self._limit, self._ends, self._draft, self._alone = limit, ends, list(draft), alone
+        self._reach = _FIRST_REACH
         # Edits between what is written and each beginning of the draft.
         self._distances = list(range(len(self._draft) + 1))
 
@@ -131,7 +136,7 @@ class _Row:
             # Of equally good places one that ends with the same token, and then the latest.
             key=lambda i: (self._distances[i], not (i and self._draft[i - 1] == last), -i),
         )
-        return self._draft[begin : begin + self._limit - len(self.written) - 1]
+        return self._draft[begin : begin + min(self._reach, self._limit - len(self.written) - 1)]
 
     def take(self, proposal: Sequence[int], logits_DV: Tensor) -> int:
         """Writes what the LLM chose, as far as it was asked rightly; returns with how many of the proposal it agreed.
@@ -150,6 +155,8 @@ class _Row:
             self._write(token, float(logits_V.float().log_softmax(dim=-1)[token]))
             if not self.is_open or i == len(proposal) or token != proposal[i]:
                 break
+        if proposal:  # checking what is wrong is not free
+            self._reach = max(2 * i + 1, self._reach // 2)
         return i
 
     def _write(self, token: int, log_prob: float) -> None:

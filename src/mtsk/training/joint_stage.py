@@ -9,9 +9,11 @@ from torch import nn
 
 from mtsk.config import JointStageConfig
 from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.model.ctc import Alphabet
 from mtsk.scale import FEATURE_S, Scale, ScaleGrid
+from mtsk.training.ctc_stage import characters_loss
 from mtsk.training.draws import scales_of_step
-from mtsk.training.objective import backward_scales
+from mtsk.training.objective import backward_scales, read_once
 from mtsk.training.optim import ParameterGroup, adapter_groups
 from mtsk.training.source import BatchSource, Encoder
 from mtsk.types import Batch
@@ -41,11 +43,13 @@ class JointStage:
         self.optim = config.optim
         self._config, self._model = config, model
         self._source, self._encoder, self._seed, self._validator = source, encoder, seed, validator
+        self._alphabet = Alphabet(model.config.ctc.alphabet) if model.config.ctc and config.character_weight else None
         self.modules: nn.Module = model
 
     def groups(self) -> list[ParameterGroup]:
-        """Adapters (of the lip encoder too) and delimiters; projectors of fine rates, and context; those of coarse."""
-        frozen = ("ctc.",) if self._model.config.trains_lips else ("ctc.", "video_encoder.")
+        """Adapters (of lips too), delimiters and character heads; fine projectors and context; coarse projectors."""
+        learns = {"video_encoder.": self._model.config.trains_lips, "ctc.": self._alphabet is not None}
+        frozen = tuple(part for part, its in learns.items() if not its)
         trained = {n: p for n, p in self._model.trained_parameters().items() if not n.startswith(frozen)}
         fine_rates = [
             f"projectors.{name}.at_rate.{rate}."
@@ -69,12 +73,24 @@ class JointStage:
         return self._source.from_step(start_step)
 
     def backward(self, batch: Batch, step: int) -> dict[str, float]:
-        """The weighted loss over the step's scales; see `backward_scales`."""
+        """The weighted loss over the step's scales, see `backward_scales`, and that of the character heads."""
         self._model.train()
         with self._source.accelerator.autocast():
-            encoded = self._encoder(batch)
+            encoded = self._model.in_context(self._encoder(batch))
         weights = {scale: self._config.weight(scale) for scale in self.scales(step, self._usable(encoded))}
-        return backward_scales(self._model, encoded, batch.texts, weights, self._source.accelerator)
+        with read_once(encoded) as once:
+            figures = backward_scales(self._model, once, batch.texts, weights, self._source.accelerator)
+            return figures | self._backward_characters(once, batch)
+
+    def _backward_characters(self, encoded: Encoded, batch: Batch) -> dict[str, float]:
+        if self._alphabet is None:
+            return {}
+        accelerator = self._source.accelerator
+        with accelerator.autocast():
+            read = self._model.characters(encoded)
+        total, figures = characters_loss(read, batch, self._alphabet, self._config.character_weight)
+        accelerator.backward(total / accelerator.num_processes)
+        return figures
 
     def _usable(self, encoded: Encoded) -> ScaleGrid:
         """The scales that a row of the batch, of any process, has the modalities for; the grid if that is none."""

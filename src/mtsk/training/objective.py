@@ -1,8 +1,8 @@
 """The nested objective: the mean over scales of the cross-entropy of the transcription, with one backward per scale.
 
-The gradients are those of the summed loss, the memory that of the largest scale alone. Where the lip encoder is
-trained, its backward runs once, at the end. The only loop over scales in training. Source: Cappellazzo et al. 2025
-(arXiv 2503.06362), equation 2, where all weights are 1.
+The gradients are those of the summed loss, the memory that of the largest scale alone. What comes before compression
+and is trained (lip encoder, layers of context) runs backward once, at the end. The only loop over scales in training.
+Source: Cappellazzo et al. 2025 (arXiv 2503.06362), equation 2, where all weights are 1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.nn import functional
 
 from mtsk.model.avsr import AvsrModel, Encoded
@@ -32,21 +33,27 @@ def backward_scales(
     Returns:
         The loss of each scale by name, and `tokens`, the number of LLM positions.
     """
-    with _read_once(encoded) as leaves:
+    with read_once(encoded) as leaves:
         return _backward_each(model, leaves, texts, weights, accelerator)
 
 
 @contextmanager
-def _read_once(encoded: Encoded) -> Iterator[Encoded]:
-    """Features whose gradients are collected, and at the end go back through the lip encoder that made them."""
-    video = encoded.video
-    if video is None or not video.values_BTD.requires_grad:
-        yield encoded
-        return
-    leaf_BTD = video.values_BTD.detach().requires_grad_()
-    yield replace(encoded, video=Features(leaf_BTD, video.lengths_B))
-    if leaf_BTD.grad is not None:
-        torch.autograd.backward(video.values_BTD, leaf_BTD.grad)
+def read_once(encoded: Encoded) -> Iterator[Encoded]:
+    """Features for several losses, each with a backward of its own: their gradients are collected, and at the end go
+    back together through what made the features."""
+    made: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(features: Features | None) -> Features | None:
+        if features is None or not features.values_BTD.requires_grad:
+            return features
+        leaf_BTD = features.values_BTD.detach().requires_grad_()
+        made.append((features.values_BTD, leaf_BTD))
+        return Features(leaf_BTD, features.lengths_B)
+
+    yield replace(encoded, audio=leaf(encoded.audio), video=leaf(encoded.video))
+    used = [(values_BTD, leaf_BTD.grad) for values_BTD, leaf_BTD in made if leaf_BTD.grad is not None]
+    if used:
+        torch.autograd.backward([values_BTD for values_BTD, _ in used], [gradient_BTD for _, gradient_BTD in used])
 
 
 def _backward_each(

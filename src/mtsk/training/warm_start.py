@@ -16,7 +16,7 @@ from mtsk.config import WarmStartStageConfig
 from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.model.ctc import Alphabet
 from mtsk.scale import FEATURE_S
-from mtsk.training.ctc_stage import character_loss
+from mtsk.training.ctc_stage import characters_loss
 from mtsk.training.labels import BLANK, TimedLabels, Units, greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.reading_stage import silence_embedding
@@ -79,14 +79,18 @@ class WarmStartStage:
         self._source, self._encoder, self._dev = source, encoder, dev
 
     def groups(self) -> list[ParameterGroup]:
-        """Projectors and blanks at the stage's rate, the logit scales at five times that."""
+        """Projectors and blanks at the stage's rate, the logit scales at five times that, what spells at its own."""
         named = dict(self.modules.named_parameters())
         scales = {name: p for name, p in named.items() if name.endswith("logit_scale")}
-        others = {name: p for name, p in named.items() if name not in scales}
-        return [
-            ParameterGroup(others, self.optim.lr),
-            ParameterGroup(scales, self.optim.lr * _LOGIT_SCALE_LR_FACTOR, decay=False),
+        spells = {name: p for name, p in named.items() if name.startswith("ctc.") or ".context." in name}
+        others = {name: p for name, p in named.items() if name not in scales.keys() | spells.keys()}
+        lr, context_lr = self.optim.lr, self._config.context_lr
+        groups = [
+            ParameterGroup(others, lr),
+            ParameterGroup(scales, lr * _LOGIT_SCALE_LR_FACTOR, decay=False),
+            ParameterGroup(spells, lr if context_lr is None else context_lr),
         ]
+        return [group for group in groups if group.parameters]
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """See `trainer.Stage`."""
@@ -105,12 +109,9 @@ class WarmStartStage:
             characters = {} if self._alphabet is None else self._model.characters(encoded)
         figures = {"tokens": 0.0}
         total = torch.zeros((), device=self._model.device)
-        for modality, logits in characters.items():
-            assert self._alphabet is not None
-            weights = self._config.character_weight, self._config.character_weight
-            loss, its_figures = character_loss(modality, logits, batch, self._alphabet, weights)
+        if self._alphabet is not None:
+            total, its_figures = characters_loss(characters, batch, self._alphabet, self._config.character_weight)
             figures |= its_figures
-            total = total + loss
         for (name, rate), (logits_BKC, tokens) in read.items():
             window_s = FEATURE_S[name] * rate
             labels = self._labels(batch, tokens, window_s)
