@@ -71,7 +71,7 @@ def english() -> TrainConfig:
             video=CompactVideoConfig(dropout=0.25),
             projector=ProjectorConfig(audio_context=ContextConfig(num_layers=3)),
             lora=LoraConfig(
-                targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16
+                targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16, dropout=0.0
             ),
             ctc=CtcConfig(),
         ),
@@ -86,7 +86,7 @@ def english() -> TrainConfig:
         ),
         reading=ReadingStageConfig(OptimConfig(num_steps=200, lr=1e-3, batch_s=32.0, clip_norm=1.0)),
         joint=JointStageConfig(
-            OptimConfig(num_steps=3000, lr=1e-3, batch_s=32.0, clip_norm=1.0),
+            OptimConfig(num_steps=2100, lr=1e-3, batch_s=32.0, clip_norm=1.0),
             augment=augment,
             projector_lr=3e-4,
             coarse_projector_lr=5e-4,
