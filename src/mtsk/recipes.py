@@ -71,7 +71,9 @@ def english() -> TrainConfig:
             video=CompactVideoConfig(dropout=0.25),
             projector=ProjectorConfig(audio_context=ContextConfig(num_layers=3)),
             lora=LoraConfig(
-                targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16, dropout=0.0
+                targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+                rank=16,
+                dropout=0.0,
             ),
             ctc=CtcConfig(),
         ),

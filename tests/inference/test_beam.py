@@ -100,6 +100,25 @@ def test_with_a_second_reader_the_best_of_all_texts_is_that_of_both(monkeypatch:
     assert [text.logprob for text in found] == pytest.approx([alone[text.tokens] for text in found], abs=1e-4)
 
 
+def test_a_draft_is_looked_at_even_where_the_llm_expects_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, drafted = tiny_model("mss"), row_of(tiny_batch(), 0), 70
+    expected = [token for token in range(60) if token not in model.prompts.vocabulary.ends]
+    logits_V = torch.full((model.prompts.vocabulary.size,), -torch.inf)
+    logits_V[expected], logits_V[drafted], logits_V[model.prompts.vocabulary.eos] = 0.0, -3.0, -1.0
+    monkeypatch.setattr(model, "next_logits", lambda inputs, cache: logits_V.expand(len(inputs.mask_BS), -1))
+    alphabet = Alphabet(" ab")
+    read_SC = torch.full((2, alphabet.num_classes), -9.0)
+    read_SC[[0, 1], [2, 3]] = 0.0  # an a, then a b
+    scorer = PrefixScorer(read_SC.log_softmax(dim=-1), alphabet, lambda token: " ab" if token == drafted else " b")
+    inputs = model.embed(model.encode(batch, SCALES[:1]), SCALES[:1], [[]])
+    beams = Beams(2, 1, 0.0, 1.0)
+    for drafts, is_found in ((None, False), ([[drafted, model.prompts.vocabulary.eos]], True)):
+        [[best]] = beam_search(model, inputs, SCALES[:1], [3], beams, [scorer], drafts)
+        assert (best.tokens == (drafted,)) == is_found
+    [[best]] = beam_search(model, inputs, SCALES[:1], [3], beams, [None], [[drafted]])
+    assert drafted not in best.tokens, "without a second reader it has no advocate"
+
+
 def test_the_power_of_the_length_decides_between_short_and_long(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_model("mss"), row_of(tiny_batch(), 0)
     _speak_little(model, monkeypatch)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mtsk.inference.decoding import loop_surplus
+from mtsk.inference.drafts import Draft
 from mtsk.inference.prefixes import Prefix, PrefixScorer
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
@@ -76,6 +77,7 @@ class _Open:
     logprobs: tuple[float, ...]  # the LLM's, of its beginnings: without tokens, with one, ...
     totals: tuple[float, ...]  # both readers', of its beginnings
     read: Prefix | None  # as the character head has it; None without
+    draft: Draft
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class _Follower:
 @torch.inference_mode()
 def beam_search(
     model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], max_new_tokens: Sequence[int], beams: Beams,
-    scorers: Sequence[PrefixScorer | None] | None = None,
+    scorers: Sequence[PrefixScorer | None] | None = None, drafts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:  # fmt: skip
     """The likeliest texts of each row.
 
@@ -102,13 +104,18 @@ def beam_search(
         max_new_tokens: limit of each row; a text that reaches it is cut off there.
         beams: how wide to search, and how texts of unlike length compare.
         scorers: of each row, what its character head says of texts; None: the LLM alone decides.
+        drafts: of each row, what its character head read, as tokens: how a draft goes on is among what is looked at,
+            however little the LLM expects it. Only for rows with a scorer, which would not follow all of it.
 
     Returns:
         For each row its texts, the best score first: `beams.num_best`, or fewer if there are no more.
     """
     found: list[list[Hypothesis]] = [[] for _ in scales]
     scorers = scorers if scorers and beams.character_weight else [None] * len(scales)
-    opened = [_Open(row, (), (0.0,), (0.0,), scorer.start() if scorer else None) for row, scorer in enumerate(scorers)]
+    opened = [
+        _Open(row, (), (0.0,), (0.0,), scorer.start() if scorer else None, Draft.of(draft if scorer else ()))
+        for row, (scorer, draft) in enumerate(zip(scorers, drafts or [()] * len(scales), strict=True))
+    ]
     for row, limit in enumerate(max_new_tokens):
         if limit < 1:
             found[row].append(Hypothesis((), 0.0, 0.0))
@@ -146,12 +153,20 @@ def _extend(
             for step, token in zip(steps[place], tokens_HW[place], strict=True)
             if step > -math.inf
         ]
+        likely += [
+            (place, token, text.logprobs[-1] + float(logprobs_HV[place, token]))
+            for place, text in enumerate(opened)
+            if text.row == row
+            for token in text.draft.rest()[:1]
+            if token not in tokens_HW[place]
+        ]
         still_open = []
         followers = _followers(opened, likely, scorers[row], ends, beams)
         for next_ in heapq.nlargest(beams.width - len(found[row]), followers, key=lambda each: each.total):
             parent = opened[next_.place]
             tokens, totals = (*parent.tokens, next_.token), (*parent.totals, next_.total)
-            text = _Open(row, tokens, (*parent.logprobs, next_.logprob), totals, next_.read)
+            logprobs = (*parent.logprobs, next_.logprob)
+            text = _Open(row, tokens, logprobs, totals, next_.read, parent.draft.after(next_.token))
             if next_.token in ends:
                 found[row].append(_ended(parent.tokens, text, len(tokens), beams))
             elif num_surplus := loop_surplus(tokens):

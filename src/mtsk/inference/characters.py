@@ -45,13 +45,15 @@ def sureness(log_probs_SC: Tensor) -> float:
     return float(log_probs_SC.amax(dim=-1).exp().mean())
 
 
-def draft_texts(model: AvsrModel, readings: Readings, scales: Sequence[Scale]) -> list[list[int]]:
-    """A draft of each row for `greedy`: the tokens of its likeliest characters; empty where nothing was read, or
-    nothing surely: checking a draft full of errors takes longer than writing step by step."""
+def draft_texts(
+    model: AvsrModel, readings: Readings, scales: Sequence[Scale], least_sureness: float = _SURE_ENOUGH
+) -> list[list[int]]:
+    """A draft of each row: the tokens of its likeliest characters; empty where nothing was read, or nothing surely
+    enough: for `greedy`, checking a draft full of errors takes longer than writing step by step."""
     drafts: list[list[int]] = []
     for row, scale in enumerate(scales):
         log_probs_SC = readings.at(row, scale)
-        if log_probs_SC is None or sureness(log_probs_SC) < _SURE_ENOUGH:
+        if log_probs_SC is None or sureness(log_probs_SC) < least_sureness:
             drafts.append([])
         else:
             drafts.append(model.prompts.target(readings.alphabet.read(log_probs_SC.argmax(dim=-1).tolist())))

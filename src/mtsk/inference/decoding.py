@@ -2,7 +2,8 @@
 
 A draft of a row's text makes it quicker, and no different: one pass of the LLM says what it would write after every
 token of the draft. As far as the two agree that is what it would have written step by step; the rest of the draft is
-aligned anew with what was written, and checked in the next pass (Leviathan et al. 2023, with a draft from elsewhere).
+aligned anew with what was written (`drafts.Draft`), and checked in the next pass (Leviathan et al. 2023, with a draft
+from elsewhere).
 
 The logits of a token differ by rounding with what is computed beside it: other rows, padding, the columns of a draft.
 In bfloat16 the best two of some tokens are that close. Such a near tie is decided by a pass over the row alone, its
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mtsk.inference.drafts import Draft
 from mtsk.inference.prompt_cache import is_joinable, read_prompts, row_of
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
@@ -121,22 +123,12 @@ class _Row:
         self.log_probs: list[float] = []
         self.num_steps = 0
         self.is_open = limit > 0
-        self._limit, self._ends, self._draft, self._alone = limit, ends, list(draft), alone
+        self._limit, self._ends, self._draft, self._alone = limit, ends, Draft.of(draft), alone
         self._reach = _FIRST_REACH
-        # Edits between what is written and each beginning of the draft.
-        self._distances = list(range(len(self._draft) + 1))
 
-    def proposal(self) -> list[int]:
-        """How the text may go on: the draft, from where its beginning is most like what is written."""
-        if not self.is_open:
-            return []
-        last = self.written[-1] if self.written else None
-        begin = min(
-            range(len(self._distances)),
-            # Of equally good places one that ends with the same token, and then the latest.
-            key=lambda i: (self._distances[i], not (i and self._draft[i - 1] == last), -i),
-        )
-        return self._draft[begin : begin + min(self._reach, self._limit - len(self.written) - 1)]
+    def proposal(self) -> Sequence[int]:
+        """How the text may go on, as far as it is worth a check."""
+        return self._draft.rest()[: min(self._reach, self._limit - len(self.written) - 1)] if self.is_open else ()
 
     def take(self, proposal: Sequence[int], logits_DV: Tensor) -> int:
         """Writes what the LLM chose, as far as it was asked rightly; returns with how many of the proposal it agreed.
@@ -170,10 +162,7 @@ class _Row:
         if num_surplus:
             self.is_open = False
             del self.written[-num_surplus:], self.log_probs[-num_surplus:]
-        before, self._distances = self._distances, [len(self.written)]
-        for i, drafted in enumerate(self._draft):
-            change = before[i] + (drafted != token)
-            self._distances.append(min(change, before[i + 1] + 1, self._distances[i] + 1))
+        self._draft = self._draft.after(token)
 
 
 def loop_surplus(tokens: Sequence[int]) -> int:

@@ -190,7 +190,8 @@ class Engine:
         limits = [_limit(length_s) for length_s in encoded.durations_s]
         write = self.model.prompts.decode
         if beams.width > 1:
-            found = beam_search(self.model, inputs, scales, limits, beams, self._scorers(encoded, scales))
+            drafts = draft_texts(self.model, encoded.readings, scales, least_sureness=0.0)
+            found = beam_search(self.model, inputs, scales, limits, beams, self._scorers(encoded, scales), drafts)
             # The end counts as a token too.
             return [[Found(write(list(e.tokens)), e.logprob / (len(e.tokens) + 1)) for e in row] for row in found]
         drafts = draft_texts(self.model, encoded.readings, scales)
