@@ -179,6 +179,11 @@ def test_weights_of_a_scale_and_its_task_multiply() -> None:
         ("model.projector.video_rates", [2.5], "2.5"),
         ("model.projector.video_rates", [2], "compression 'average': stacks differ in width"),  # MODEL stacks
         ("lips_from", "grid-s1", "lips_from is 'grid-s1'; allowed is null beside video_encoder"),
+        ("joint.character_weight", 0.5, "joint.character_weight is 0.5; allowed is 0 without model.ctc"),
+        ("warm_start.character_weight", 0.5, "warm_start.character_weight is 0.5; allowed is 0 without model.ctc"),
+        ("joint.character_weight", -0.5, "character_weight is -0.5; allowed is 0 or more"),
+        ("warm_start.character_weight", -0.5, "character_weight is -0.5; allowed is 0 or more"),
+        ("warm_start.context_lr", 0.0, "context_lr is 0.0; allowed is above 0, or null"),
     ],
 )
 def test_what_does_not_go_together_is_refused(path: str, value: Any, said: str) -> None:

@@ -194,7 +194,7 @@ def test_a_trained_model_gets_heads_and_stays_what_it_was(data_dir: Path, tmp_pa
             command.run("tiny", data_dir, tmp_path / "run", False, None, str(tmp_path / "trained"))
         plain = replace(config, model=replace(config.model, ctc=None), ctc=None)
         patch.setattr(command, "get_recipe", lambda _: plain)
-        with pytest.raises(ValueError, match="a recipe with character heads"):
+        with pytest.raises(ValueError, match="a recipe with the stage `ctc`"):
             command.run("tiny", data_dir, tmp_path / "other", False, None, str(tmp_path / "trained"))
     before, after = load_model(tmp_path / "trained"), load_model(tmp_path / "run" / "model")
     assert after.config == replace(before.config, ctc=HEADS)

@@ -94,12 +94,13 @@ def train_model(
 def _only_heads(config: TrainConfig, onto: str) -> TrainConfig:
     """The configuration of a run that gives a trained model the character heads of another configuration."""
     if config.ctc is None:
-        raise ValueError("a recipe with character heads (model.ctc and ctc) is needed to train them onto a model")
+        raise ValueError("a recipe with the stage `ctc`, such as grid-s1-ctc, is needed to train heads onto a model")
     model = dataclasses.replace(read_record(mtsk.model_folder(onto)).model, ctc=config.model.ctc)
-    joint = dataclasses.replace(config.joint, weights={})
+    joint = dataclasses.replace(config.joint, weights={}, character_weight=0.0)
     return dataclasses.replace(
-        config, model=model, joint=joint, video_encoder=None, warm_start=None, lips_from=None, onto=onto
-    )
+        config, model=model, joint=joint, onto=onto,
+        video_encoder=None, spelling=None, warm_start=None, reading=None, lips_from=None,
+    )  # fmt: skip
 
 
 def _read_config(recipe: str) -> TrainConfig:

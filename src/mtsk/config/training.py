@@ -91,7 +91,12 @@ class WarmStartStageConfig:
     """Of the CTC loss of the character heads; their loss per step has a fifth of it. They teach the layers before the
     projectors to spell, which carries over to words that are rare in training."""
     context_lr: float | None = None
-    """Of character heads and the layers before the projectors, where they have learned before; None: as the rest."""
+    """Of character heads and the layers before the projectors, meant for those that have learned before (`spelling`);
+    None: as the rest."""
+
+    def __post_init__(self) -> None:
+        require(self.character_weight >= 0, "character_weight", self.character_weight, "0 or more")
+        require(self.context_lr is None or self.context_lr > 0, "context_lr", self.context_lr, "above 0, or null")
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,10 @@ class ReadingStageConfig:
 
 @dataclass(frozen=True)
 class JointStageConfig:
-    """Stage 3: adapters and projectors together, at the scales of the grid."""
+    """Stage 3: adapters and projectors together, at the scales of the grid; and character heads, if they weigh."""
 
     optim: OptimConfig
-    """`lr` is that of the adapters."""
+    """`lr` is that of the adapters, delimiters and character heads."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     projector_lr: float = 1e-4
     """For rates whose token covers at most 0.1 s, such as a4 and v2."""
@@ -132,6 +137,7 @@ class JointStageConfig:
     def __post_init__(self) -> None:
         wanted, least = self.scales_per_step, 2 if self.draw == "sandwich" else 1
         require(wanted is None or wanted >= least, "scales_per_step", wanted, f"{least} or more, or null for all")
+        require(self.character_weight >= 0, "character_weight", self.character_weight, "0 or more")
         for name, weight in self.weights.items():
             require(weight >= 0, f"weights.{name}", weight, "0 or more")
             if name not in ("a", "v", "av"):
@@ -191,6 +197,10 @@ class TrainConfig:
         require(not cached, "cache_views", cached, "0 where the lip encoder is trained (model.video.lora_rank)")
         both = self.lips_from if self.video_encoder is not None else None
         require(both is None, "lips_from", both, "null beside video_encoder, the stage that trains a lip encoder")
+        spelled = self.joint.character_weight if self.model.ctc is None else 0.0
+        require(not spelled, "joint.character_weight", spelled, "0 without model.ctc")
+        spelled = self.warm_start.character_weight if self.warm_start and self.model.ctc is None else 0.0
+        require(not spelled, "warm_start.character_weight", spelled, "0 without model.ctc")
         learns = self.ctc is not None or self.joint.character_weight > 0
         heads = "null without model.ctc; with it the stage that trains the heads, or joint.character_weight above 0"
         require(learns == (self.model.ctc is not None), "ctc", self.ctc, heads)

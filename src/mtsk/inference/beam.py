@@ -142,7 +142,8 @@ def _extend(
     # No text has more among the best of its row, unless another reader may prefer what the LLM likes less.
     width = beams.width if not any(scorers) else _CANDIDATES * beams.width
     best = logprobs_HV.topk(min(width, logprobs_HV.shape[1]))
-    steps, tokens_HW = best.values.tolist(), best.indices.tolist()
+    steps_HW, tokens_HW = best.values.tolist(), best.indices.tolist()
+    _look_at_drafts(opened, logprobs_HV, steps_HW, tokens_HW)
     following: list[_Open] = []
     parents: list[int] = []
     for row in dict.fromkeys(text.row for text in opened):
@@ -150,15 +151,8 @@ def _extend(
             (place, token, opened[place].logprobs[-1] + step)
             for place, text in enumerate(opened)
             if text.row == row
-            for step, token in zip(steps[place], tokens_HW[place], strict=True)
+            for step, token in zip(steps_HW[place], tokens_HW[place], strict=True)
             if step > -math.inf
-        ]
-        likely += [
-            (place, token, text.logprobs[-1] + float(logprobs_HV[place, token]))
-            for place, text in enumerate(opened)
-            if text.row == row
-            for token in text.draft.rest()[:1]
-            if token not in tokens_HW[place]
         ]
         still_open = []
         followers = _followers(opened, likely, scorers[row], ends, beams)
@@ -180,6 +174,20 @@ def _extend(
             following += [text for text, _ in still_open]
             parents += [place for _, place in still_open]
     return following, parents
+
+
+def _look_at_drafts(
+    opened: Sequence[_Open], logprobs_HV: Tensor, steps_HW: list[list[float]], tokens_HW: list[list[int]]
+) -> None:
+    """Adds to what is looked at after each text how its draft goes on, if that is not there already."""
+    drafted = [(place, text.draft.rest()[:1]) for place, text in enumerate(opened)]
+    new = [(place, rest[0]) for place, rest in drafted if rest and rest[0] not in tokens_HW[place]]
+    if not new:
+        return
+    places, tokens = zip(*new, strict=True)
+    for place, token, step in zip(places, tokens, logprobs_HV[list(places), list(tokens)].tolist(), strict=True):
+        steps_HW[place].append(step)
+        tokens_HW[place].append(token)
 
 
 def _followers(

@@ -1,9 +1,9 @@
 """Greedy decoding of a batch with a key-value cache. Rows may have different scales and limits.
 
 A draft of a row's text makes it quicker, and no different: one pass of the LLM says what it would write after every
-token of the draft. As far as the two agree that is what it would have written step by step; the rest of the draft is
-aligned anew with what was written (`drafts.Draft`), and checked in the next pass (Leviathan et al. 2023, with a draft
-from elsewhere).
+token of the draft, as far as that was right before. As far as the two agree that is what it would have written step by
+step; the rest of the draft is aligned anew with what was written (`drafts.Draft`), and checked in the next pass
+(Leviathan et al. 2023, with a draft from elsewhere).
 
 The logits of a token differ by rounding with what is computed beside it: other rows, padding, the columns of a draft.
 In bfloat16 the best two of some tokens are that close. Such a near tie is decided by a pass over the row alone, its
@@ -148,7 +148,7 @@ class _Row:
             if not self.is_open or i == len(proposal) or token != proposal[i]:
                 break
         if proposal:  # checking what is wrong is not free
-            self._reach = max(2 * i + 1, self._reach // 2)
+            self._reach = max(2 * i + 1, self._reach // (1 if i == len(proposal) else 2))
         return i
 
     def _write(self, token: int, log_prob: float) -> None:

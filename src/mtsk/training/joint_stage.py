@@ -1,4 +1,4 @@
-"""Stage 3: adapters, projectors and delimiters together, at the scales of the grid."""
+"""Stage 3: adapters, projectors and delimiters together, at the scales of the grid; character heads too, if asked."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The nested objective: the mean over scales of the cross-entropy of the transcription, with one backward per scale.
 
 The gradients are those of the summed loss, the memory that of the largest scale alone. What comes before compression
-and is trained (lip encoder, layers of context) runs backward once, at the end. The only loop over scales in training.
-Source: Cappellazzo et al. 2025 (arXiv 2503.06362), equation 2, where all weights are 1.
+and is trained (lip encoder, layers of context if they were run before) runs backward once, at the end. The only loop
+over scales in training. Source: Cappellazzo et al. 2025 (arXiv 2503.06362), equation 2, where all weights are 1.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def train(
 def _needs_word_times(config: TrainConfig) -> bool:
     """Whether a stage learns from them."""
     stages = (config.video_encoder, config.spelling, config.warm_start, config.reading, config.ctc)
-    return any(stage is not None for stage in stages)
+    return config.joint.character_weight > 0 or any(stage is not None for stage in stages)
 
 
 def _word_times_file(data: TrainingData, run: Run) -> Path:
