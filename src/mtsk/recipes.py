@@ -62,7 +62,7 @@ def grid_s1_ctc() -> TrainConfig:
 
 def english() -> TrainConfig:
     """English speech at {a4, a8, a12, a16} from synthetic and machine-labelled recordings, together with GRID talker s1
-    at all scales of `grid-s1`, whose lip encoder it takes. Not trained to its end yet; see docs/english.md."""
+    at all scales of `grid-s1`, whose lip encoder it takes. The model `english` is the part of it that hears."""
     augment = AugmentConfig(noise_prob=0.4, snr_db=(0.0, 5.0, 10.0, 15.0, 20.0), shift_s=0.16)
     scales = (*ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales, Scale(audio=8), Scale(audio=12))
     return TrainConfig(

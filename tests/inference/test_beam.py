@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,44 @@ def test_a_draft_is_looked_at_even_where_the_llm_expects_other_words(monkeypatch
         assert (best.tokens == (drafted,)) == is_found
     [[best]] = beam_search(model, inputs, SCALES[:1], [3], beams, [None], [[drafted]])
     assert drafted not in best.tokens, "without a second reader it has no advocate"
+
+
+def test_what_the_head_can_not_read_is_written_only_where_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = tiny_model("mss"), row_of(tiny_batch(), 0)
+    end, alphabet = model.prompts.vocabulary.eos, Alphabet(" ab")
+    read_SC = torch.zeros(6, alphabet.num_classes).log_softmax(dim=-1)
+    scorer = PrefixScorer(read_SC, alphabet, {40: "?", 70: "a", 100: "b", end: ""}.__getitem__)
+    inputs = model.embed(model.encode(batch, SCALES[:1]), SCALES[:1], [[]])
+    for tokens, expected in (((40, 70, 100), (70,)), ((40,), (40,))):
+        logits_V = torch.full((model.prompts.vocabulary.size,), -torch.inf)
+        logits_V[40], logits_V[list(tokens[1:])] = 5.0, 4.0 - torch.arange(len(tokens) - 1)
+        monkeypatch.setattr(
+            model, "next_logits", lambda inputs, cache, row=logits_V: row.expand(len(inputs.mask_BS), -1)
+        )
+        [[best]] = beam_search(model, inputs, SCALES[:1], [1], Beams(2, 1, 0.0, 0.1), [scorer])
+        assert best.tokens == expected
+
+
+def test_one_beam_follows_the_draft_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though both readers like every token of it less, in a narrow beam, the whole of it is best."""
+    model, batch, end = tiny_model("mss"), row_of(tiny_batch(), 0), 70
+    model.prompts.vocabulary = replace(model.prompts.vocabulary, eos=end)
+    logits_V = torch.full((model.prompts.vocabulary.size,), -torch.inf)
+    logits_V[[40, 41, 42, 100]] = torch.tensor([3.0, 2.9, 2.8, 0.0])
+    logits_V[end] = 1.0
+    monkeypatch.setattr(model, "next_logits", lambda inputs, cache: logits_V.expand(len(inputs.mask_BS), -1))
+    alphabet = Alphabet(" ab")
+    read_SC = torch.full((3, alphabet.num_classes), -4.0)
+    read_SC[[0, 1, 2], [3, 0, 3]] = 0.0  # b, blank, b
+    scorer = PrefixScorer(read_SC.log_softmax(dim=-1), alphabet, lambda token: {100: "b", end: ""}.get(token, "a"))
+    inputs = model.embed(model.encode(batch, SCALES[:1]), SCALES[:1], [[]])
+    draft, beams = [100, 100, end], Beams(2, 2, 0.0, 0.1)
+    [without] = beam_search(model, inputs, SCALES[:1], [6], beams, [scorer])
+    [followed] = beam_search(model, inputs, SCALES[:1], [6], beams, [scorer], [draft])
+    assert (100, 100) not in [text.tokens for text in without]
+    assert (100, 100) in [text.tokens for text in followed]
 
 
 def test_the_power_of_the_length_decides_between_short_and_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,16 @@ def _probability(log_probs_SC: Tensor, matches: list[int], *, whole: bool) -> fl
 
 @pytest.mark.parametrize(
     ("tokens", "written"),
-    [([1], "a"), ([1, 2], "ab"), ([1, 3], "a b"), ([5], "aa"), ([5, 3], "aa b"), ([3, 2], "bb"), ([1, 6, 8], "aa")],
+    [
+        ([1], "a"),
+        ([1, 2], "ab"),
+        ([1, 3], "a b"),
+        ([5], "aa"),
+        ([5, 3], "aa b"),
+        ([3, 2], "bb"),
+        ([1, 8], "aa"),
+        ([1, 7, 8], "a a"),
+    ],
 )
 def test_it_sums_over_all_paths(tokens: list[int], written: str) -> None:
     log_probs_SC = _log_probs(5, 1)
@@ -73,6 +82,7 @@ def test_long_texts_stay_exact() -> None:
 def test_nothing_to_spell_changes_nothing() -> None:
     scorer = PrefixScorer(_log_probs(4, 4), ALPHABET, TOKENS.__getitem__)
     start = scorer.start()
-    [same] = scorer.extend([start], [6])
+    [same, impossible] = scorer.extend([start] * 2, [7, 6])
     assert same.logprob == 0.0
+    assert impossible.logprob == -math.inf, "the head does not know the sign"
     assert same.whole_logprob == pytest.approx(float(_log_probs(4, 4)[:, 0].sum()), rel=1e-6)

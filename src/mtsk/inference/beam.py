@@ -36,7 +36,8 @@ class Beams:
         width: texts of a row that are followed at once; 1 is the greedy text.
         num_best: texts of a row that are wanted; at most `width`.
         length_power: a text's log-probability is divided by its number of tokens to this power. 0 prefers short texts.
-        character_weight: what the character heads say of a text counts so much, beside the LLM's log-probability.
+        character_weight: what the character heads say of a text counts so much, beside the LLM's log-probability. Above
+            0 no text has characters that the heads do not know, such as punctuation, unless their alphabet has them.
 
     Raises:
         ValueError: if a value is out of range.
@@ -45,7 +46,7 @@ class Beams:
     width: int = 1
     num_best: int = 1
     length_power: float = 1.0
-    character_weight: float = 0.2
+    character_weight: float = 0.5
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -79,6 +80,11 @@ class _Open:
     read: Prefix | None  # as the character head has it; None without
     draft: Draft
 
+    def drafts(self, token: int) -> bool:
+        """Whether the text, with one more token, is the beginning of its draft."""
+        tokens = (*self.tokens, token)
+        return tokens == self.draft.tokens[: len(tokens)]
+
 
 @dataclass(frozen=True)
 class _Follower:
@@ -104,8 +110,9 @@ def beam_search(
         max_new_tokens: limit of each row; a text that reaches it is cut off there.
         beams: how wide to search, and how texts of unlike length compare.
         scorers: of each row, what its character head says of texts; None: the LLM alone decides.
-        drafts: of each row, what its character head read, as tokens: how a draft goes on is among what is looked at,
-            however little the LLM expects it. Only for rows with a scorer, which would not follow all of it.
+        drafts: of each row, what its character head read, as tokens, its end too. How a draft goes on is among what is
+            looked at, however little the LLM expects it, and one of the beams follows the draft itself: so a search
+            that has lost its place finds back. Only for rows with a scorer.
 
     Returns:
         For each row its texts, the best score first: `beams.num_best`, or fewer if there are no more.
@@ -156,7 +163,11 @@ def _extend(
         ]
         still_open = []
         followers = _followers(opened, likely, scorers[row], ends, beams)
-        for next_ in heapq.nlargest(beams.width - len(found[row]), followers, key=lambda each: each.total):
+        chosen = heapq.nlargest(beams.width - len(found[row]), followers, key=lambda each: each.total)
+        drafted = next((each for each in followers if opened[each.place].drafts(each.token)), None)
+        if drafted is not None and chosen and drafted not in chosen:
+            chosen[-1:] = [drafted]
+        for next_ in chosen:
             parent = opened[next_.place]
             tokens, totals = (*parent.tokens, next_.token), (*parent.totals, next_.total)
             logprobs = (*parent.logprobs, next_.logprob)
@@ -203,7 +214,8 @@ def _followers(
     for (place, token, logprob), parent, prefix in zip(likely, before, read, strict=True):
         heard = parent.whole_logprob if token in ends else prefix.logprob
         followers.append(_Follower(place, token, logprob, logprob + beams.character_weight * heard, prefix))
-    return followers
+    heard_at_all = [each for each in followers if each.total > -math.inf]
+    return heard_at_all or [replace(each, total=each.logprob) for each in followers]
 
 
 def _ended(tokens: tuple[int, ...], text: _Open, num_counted: int, beams: Beams) -> Hypothesis:
