@@ -1,9 +1,12 @@
 """Device and precision."""
 
+import ctypes
+import sys
+
 import pytest
 import torch
 
-from mtsk.device import best_device, has_bf16
+from mtsk.device import best_device, give_back_memory, has_bf16
 
 
 def test_best_device_computes() -> None:
@@ -22,3 +25,10 @@ def test_bf16_of_a_processor_is_what_it_has_in_hardware(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     assert has_bf16(torch.device("cpu")) is expected
+
+
+def test_memory_is_given_back_wherever_that_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_back_memory()
+    monkeypatch.setattr(sys, "platform", "win32")  # where nothing is asked of the C library
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("asked"))
+    give_back_memory()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from typing import Literal
 
 import torch
+
+# oneDNN keeps what it prepares for each shape that it meets, 1024 of them unless it is told otherwise. Prompts and
+# texts have many lengths, so few are met again: 140 MiB more after eight minutes of speech, and no faster (measured).
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _PRECISIONS: dict[str, torch.dtype | Literal["int8"] | None] = {
     "auto": None,
@@ -39,3 +46,11 @@ def has_bf16(device: torch.device | None = None) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def give_back_memory() -> None:
+    """Hands what is free on the C library's heap back to the system, where that is glibc; it keeps holes between blocks
+    of many sizes otherwise, as recordings make them: 300 MiB in eight minutes of speech (measured)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

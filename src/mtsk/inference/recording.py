@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mtsk.device import give_back_memory
 from mtsk.inference.ahead import ahead
 from mtsk.inference.segments import MAX_SEGMENT_S, SegmentInput, SegmentRules, segment_stream
 from mtsk.media import MediaError, MouthTrack
@@ -210,9 +211,13 @@ class Recording:
 def batches(parts: Iterator[Part], *, growing: bool = False) -> Iterator[list[Part]]:
     """The parts, several at a time; if growing, first one, so that its text is there soon."""
     size = 1 if growing else BATCH
-    while batch := list(itertools.islice(parts, size)):
+    batch = list(itertools.islice(parts, size))
+    while batch:
         yield batch
         size = min(BATCH, 2 * size)
+        batch = list(itertools.islice(parts, size))
+        if batch:
+            give_back_memory()
 
 
 def lacking(scale: Scale, missing: Mapping[str, str]) -> list[str]:
