@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsk.inference import characters
 from mtsk.inference.characters import Readings, draft_texts, sureness
 from mtsk.inference.decoding import greedy
 from mtsk.model.ctc import Alphabet
@@ -52,14 +51,13 @@ def test_drafts_are_the_tokens_of_the_text() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @torch.inference_mode()
-def test_heads_of_a_model_change_no_text(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_of_a_model_change_no_text(kind: str) -> None:
     """Untrained ones, whose drafts are of no use; a model without heads drafts nothing."""
     model, scales = with_heads(tiny_model(kind=kind)), [Scale.parse(text) for text in ("a16v5", "v2", "a4")]
     encoded = model.encode(tiny_batch(), scales)
     readings = Readings.of(model, encoded)
     assert [len(rows) for rows in readings.by_modality.values()] == [3, 3]
-    monkeypatch.setattr(characters, "_SURE_ENOUGH", 0.0)
-    drafts = draft_texts(model, readings, scales)
+    drafts = draft_texts(model, readings, scales, least_sureness=0.0)
     assert any(len(draft) > 1 for draft in drafts)
     inputs = model.embed(encoded, scales, [[]] * 3)
     plain, drafted = (greedy(model, inputs, scales, [9, 14, 5], its) for its in (None, drafts))
