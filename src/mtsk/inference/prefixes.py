@@ -55,7 +55,7 @@ class PrefixScorer:
         """Each prefix with one more token.
 
         A character that the head does not know is impossible to it. If it cost nothing, a search that has lost its
-        place would go on with signs and foreign letters for ever (measured, in one text of ten).
+        place would go on with signs and foreign letters for ever (measured: 2 or 3 texts of 50 ended so).
         """
         longer = list(prefixes)
         spelled = [list(self._spell(token)) for token in tokens]
