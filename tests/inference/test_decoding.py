@@ -2,7 +2,6 @@
 right or wrong, changes the number of steps and not the text."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +9,12 @@ import torch
 from transformers import Cache, DynamicCache
 
 from mtsk.inference import decoding
+from mtsk.inference.beam import Beams, beam_search
 from mtsk.inference.decoding import Decoded, greedy, num_repeats
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
 from mtsk.model.llm import Llm
+from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
 from mtsk.types import Batch
 from tests.tiny import TEXTS, row_of, tiny_batch, tiny_causal_lm, tiny_model, tiny_tokenizer
@@ -183,19 +184,37 @@ def test_one_error_costs_one_step(model: AvsrModel, kind: str) -> None:
     assert drafted.num_steps[0] <= (2 if kind == "substituted" else 3)
 
 
-def test_a_state_that_can_not_be_taken_back_needs_all_steps(model: AvsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = tiny_batch()
-    plain = _decoded(model, batch, SCALES, LIMITS)
-    layer = SimpleNamespace(sliding_window=80)
-    cache = SimpleNamespace(layers=[layer], is_linear=[False])
-    assert decoding._takes_back(cache, 79)  # type: ignore[arg-type]
-    assert not decoding._takes_back(cache, 80)  # type: ignore[arg-type]
-    assert not decoding._takes_back(SimpleNamespace(layers=[], is_linear=[True]), 8)  # type: ignore[arg-type]
-    monkeypatch.setattr(decoding, "_takes_back", lambda *_: False)
-    drafted = _decoded(model, batch, SCALES, LIMITS, [list(row) for row in plain.tokens])
-    assert (drafted.tokens, drafted.num_steps) == (plain.tokens, plain.num_steps)
-    for one, other in zip(drafted.log_probs, plain.log_probs, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_state_that_can_not_be_taken_back_is_read_row_by_row(
+    model: AvsrModel, monkeypatch: pytest.MonkeyPatch, beams: int
+) -> None:
+    batch, eos = tiny_batch(), model.prompts.vocabulary.eos
+    inputs = model.embed(model.encode(batch, SCALES), SCALES, [[]] * 3)
+
+    def texts() -> list[list[int]]:
+        if beams > 1:
+            return [list(row[0].tokens) for row in beam_search(model, inputs, SCALES, LIMITS, Beams(beams))]
+        return list(greedy(model, inputs, SCALES, LIMITS, [[eos], [5, 6], []]).tokens)
+
+    plain = texts()
+    monkeypatch.setitem(vars(model._llm), "reads_rows", False)
+    assert isinstance(model.new_cache(64), DynamicCache)
+    num_rows: list[int] = []
+    exact = model.last_logits
+
+    def last_logits(inputs: LlmInput, cache: Cache, num_columns: int) -> torch.Tensor:
+        num_rows.append(len(inputs.mask_BS))
+        return exact(inputs, cache, num_columns)
+
+    monkeypatch.setattr(model, "last_logits", last_logits)
+    assert texts() == plain
+    assert max(num_rows) == beams
+    monkeypatch.undo()
+    config = model.llm.config
+    monkeypatch.setattr(config, "layer_types", ["full_attention", "sliding_attention"], raising=False)
+    monkeypatch.setattr(config, "sliding_window", 80, raising=False)
+    assert isinstance(model.new_cache(79), RowsCache)
+    assert isinstance(model.new_cache(80), DynamicCache)
 
 
 @torch.inference_mode()
@@ -270,7 +289,6 @@ def test_a_loop_ends_a_row_and_leaves_one_copy(model: AvsrModel, monkeypatch: py
         return logits_BDV
 
     monkeypatch.setattr(model, "last_logits", last_logits)
-    monkeypatch.setattr(DynamicCache, "crop", lambda *_: None)
     for drafts in (None, [[token] * 30, [token] * 3, []]):
         decoded = _decoded(model, batch, SCALES, [40, 40, 5], drafts)
         assert decoded.tokens == ([token], [token], [token] * 5)

@@ -20,6 +20,7 @@ from mtsk.inference import policy_run
 from mtsk.inference.decoding import Decoded
 from mtsk.inference.engine import Engine
 from mtsk.inference.policy import Fixed, Policy
+from mtsk.inference.recording import BATCH
 from mtsk.media import Media, MediaError, MouthTrack
 from mtsk.media.mouth import Crop, Sighting
 from mtsk.media.stream import MediaPiece, MediaStopped
@@ -355,10 +356,10 @@ def test_many_segments_do_not_become_one_huge_batch(engine: Engine, play: Any, m
 
     monkeypatch.setattr(Engine, "encode", spy)
     monkeypatch.setattr(engine_module, "_limit", lambda duration_s: 1)
-    play(_media(20 * 16.0, None))
+    play(_media(60 * 16.0, None))
     transcript = engine.transcribe("clip.mp4", "a16")
-    assert sum(sizes) >= 20
-    assert max(sizes) <= 8
+    assert sum(sizes) >= 60
+    assert max(sizes) == BATCH
     assert len(transcript.text.split()) >= 1
 
 

@@ -12,7 +12,7 @@ from mtsk.checkpoints.store import load_model, save_model
 from mtsk.config import ContextConfig
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avsr import AvsrModel
-from mtsk.model.context import Context
+from mtsk.model.context import Context, _Layer
 from mtsk.scale import Scale
 from mtsk.types import Features
 from tests.tiny import save_tiny_bases, tiny_config, tiny_llm, tiny_video_encoder, tiny_whisper
@@ -82,3 +82,10 @@ def test_a_checkpoint_has_the_layers(tmp_path: Path) -> None:
     for name in names:
         torch.testing.assert_close(loaded[name], model.trained_parameters()[name])
     assert Scale(4, 2) in model.grid
+
+
+def test_the_convolution_is_that_of_its_weights() -> None:
+    layer = _Layer(8, ContextConfig(num_layers=1, num_heads=2, hidden=16, kernel=5))
+    values_BTD = torch.randn(2, 11, 8)
+    expected = layer.conv(values_BTD.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(layer._convolve(values_BTD), expected)

@@ -81,8 +81,7 @@ def _measured(model: AvsrModel, scale: Scale) -> tuple[dict[str, int], DynamicCa
 
     def decode(inputs: LlmInput) -> None:
         for _ in range(NUM_TEXT_TOKENS):
-            mask_BS = torch.cat((inputs.mask_BS, torch.ones(1, 1, dtype=torch.long)), dim=1)
-            inputs = LlmInput(model.embedding_VE[None, :1], mask_BS, inputs.positions_BS[:, -1:] + 1)
+            inputs = LlmInput(model.embedding_VE[None, :1], inputs.mask_BS[:, -1:], inputs.positions_BS[:, -1:] + 1)
             model.next_logits(inputs, cache)
 
     _, flops["prefill"] = _counted(prefill)

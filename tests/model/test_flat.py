@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from mtsk.inference.decoding import read_prompts
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.flat import FlatDecoder
 from mtsk.model.fusion import LlmInput
 from mtsk.model.int8 import Int8Projection, int8_is_fast
+from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
 from tests.tiny import tiny_batch, tiny_model
 
@@ -23,20 +24,18 @@ needs_vnni = pytest.mark.skipif(not int8_is_fast(), reason="this processor has n
 def _passes(model: AvsrModel) -> Iterator[Tensor]:
     """Logits of prompts of unlike length, of some columns at once where one row has fewer, and of single ones."""
     inputs = model.embed(model.encode(tiny_batch(), SCALES), SCALES, [[]] * 3)
-    cache = DynamicCache(config=model.llm.config)
-    mask_BS, positions_B1 = inputs.mask_BS, inputs.positions_BS[:, -1:]
+    cache = RowsCache()
     with model.select(SCALES):
-        yield model.next_logits(inputs, cache)
+        last = read_prompts(model, inputs, SCALES, cache)
+        yield model.next_logits(last, cache)
         for added in ([[1, 1, 1], [1, 0, 0], [1, 1, 0]], [[1], [1], [1]], [[1], [1], [1]]):
             new = torch.tensor(added)
             ids = torch.arange(new.numel()).view(new.shape) * 7 + 20
-            mask_BS = torch.cat((mask_BS, new), dim=1)
-            embeds = torch.nn.functional.embedding(ids, model.embedding_VE) * new[..., None].to(
-                model.embedding_VE.dtype
-            )
-            positions = positions_B1 + torch.arange(1, new.shape[1] + 1)
-            logits_BDV = model.last_logits(LlmInput(embeds, mask_BS, positions), cache, new.shape[1])
-            positions_B1 = positions[:, -1:]
+            positions = last.positions_BS + torch.arange(1, new.shape[1] + 1)
+            last = LlmInput(torch.nn.functional.embedding(ids, model.embedding_VE), new, positions)
+            logits_BDV = model.last_logits(last, cache, new.shape[1])
+            # What follows goes on from the last real column of each row.
+            last = LlmInput(last.embeds_BSE[:, -1:], new[:, -1:], positions.gather(1, new.sum(dim=1, keepdim=True) - 1))
             yield logits_BDV[new.bool()]  # behind padding nothing is asked for
 
 
@@ -128,7 +127,9 @@ def test_padding_is_not_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(flat, "_act", counting)
     found = list(_passes(model))
-    assert seen[0] == int(inputs.mask_BS.sum()) < inputs.mask_BS.numel()
+    num_layers = len(flat._layers)
+    # Prompts row by row without their last columns, those, then six real columns of nine.
+    assert seen[::num_layers][:5] == [*(n - 1 for n in inputs.mask_BS.sum(dim=1).tolist()), 3, 6]
     for own, its in zip(expected, found, strict=True):
         torch.testing.assert_close(its, own, atol=2e-4, rtol=0)
 

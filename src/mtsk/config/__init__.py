@@ -16,6 +16,7 @@ from mtsk.config.policy import AutoConfig, BandConfig, StepConfig
 from mtsk.config.training import (
     AugmentConfig,
     CtcStageConfig,
+    FeatureChangesConfig,
     JointStageConfig,
     OptimConfig,
     ReadingStageConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "ContextConfig",
     "CtcConfig",
     "CtcStageConfig",
+    "FeatureChangesConfig",
     "JointStageConfig",
     "LoraConfig",
     "ModelConfig",

@@ -41,6 +41,20 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class FeatureChangesConfig:
+    """Random changes of the features of sound, drawn anew at every step, even where features are cached."""
+
+    mask_s: float = 0.0
+    """Longest stretch that is nothing, one drawn for each second; 0 for none."""
+    voice_prob: float = 0.0
+    """Share of rows whose mean and spread over time go towards those of another row of the batch."""
+
+    def __post_init__(self) -> None:
+        require(self.mask_s >= 0, "mask_s", self.mask_s, "0 or more")
+        require(0 <= self.voice_prob <= 1, "voice_prob", self.voice_prob, "from 0 to 1")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with linear warm-up, then cosine to zero."""
 
@@ -133,6 +147,7 @@ class JointStageConfig:
     """Of the loss, by scale (`a4v2`) or by task (`a`, `v`, `av`); both multiply, what is not named has 1."""
     character_weight: float = 0.0
     """As in `WarmStartStageConfig`: the layers before the projectors go on spelling while the LLM learns to read."""
+    features: FeatureChangesConfig = field(default_factory=FeatureChangesConfig)
 
     def __post_init__(self) -> None:
         wanted, least = self.scales_per_step, 2 if self.draw == "sandwich" else 1
@@ -158,6 +173,7 @@ class CtcStageConfig:
     frame_weight: float = 1.0
     """Of the cross-entropy against word times, a word's characters spread over its time: it keeps the times honest."""
     ctc_weight: float = 1.0
+    features: FeatureChangesConfig = field(default_factory=FeatureChangesConfig)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
-from mtsk.inference.decoding import loop_surplus
+from mtsk.inference.decoding import loop_surplus, read_prompts, row_of
 from mtsk.inference.drafts import Draft
 from mtsk.inference.prefixes import Prefix, PrefixScorer
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
+from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
 
 _CANDIDATES = 3  # times the beam's width: tokens that are looked at after each text where two readers decide
@@ -127,9 +128,25 @@ def beam_search(
         if limit < 1:
             found[row].append(Hypothesis((), 0.0, 0.0))
     opened = [text for text in opened if max_new_tokens[text.row] > 0]
-    if len(opened) < len(scales) and opened:
-        inputs = _rows(inputs, [text.row for text in opened])
-    cache = DynamicCache(config=model.llm.config)
+    is_batch = isinstance(model.new_cache(_most_columns(inputs, max_new_tokens)), RowsCache)
+    groups = [opened] if is_batch and opened else [[text] for text in opened]
+    for group in groups:
+        _search(model, inputs, scales, max_new_tokens, beams, scorers, group, found)
+    return [sorted(texts, key=lambda text: -text.score)[: beams.num_best] for texts in found]
+
+
+def _search(
+    model: AvsrModel, prompts: LlmInput, scales: Sequence[Scale], max_new_tokens: Sequence[int], beams: Beams,
+    scorers: Sequence[PrefixScorer | None], opened: list[_Open], found: list[list[Hypothesis]],
+) -> None:  # fmt: skip
+    """Follows texts, one of each row as yet, to their ends, which go to `found`."""
+    rows = [text.row for text in opened]
+    prompts = LlmInput(*(part[rows] for part in vars(prompts).values()))
+    cache: Cache = model.new_cache(_most_columns(prompts, max_new_tokens))
+    if isinstance(cache, RowsCache):
+        inputs = read_prompts(model, prompts, [scales[row] for row in rows], cache)
+    else:
+        inputs = row_of(prompts, 0)
     while opened:
         with model.select([scales[text.row] for text in opened]):
             logits_HV = model.next_logits(inputs, cache)
@@ -137,7 +154,6 @@ def beam_search(
         opened, parents = _extend(opened, logprobs_HV, scorers, found, max_new_tokens, model, beams)
         if opened:
             inputs = _follow(inputs, cache, parents, [text.tokens[-1] for text in opened], model.embedding_VE)
-    return [sorted(texts, key=lambda text: -text.score)[: beams.num_best] for texts in found]
 
 
 def _extend(
@@ -232,23 +248,17 @@ def _may_improve(found: Sequence[Hypothesis], still_open: Sequence[_Open], limit
     return any(text.totals[-1] / limit**beams.length_power > worst for text in still_open)
 
 
-def _rows(inputs: LlmInput, rows: Sequence[int]) -> LlmInput:
-    index = torch.tensor(rows, device=inputs.mask_BS.device)
-    return LlmInput(inputs.embeds_BSE[index], inputs.mask_BS[index], inputs.positions_BS[index])
+def _most_columns(inputs: LlmInput, limits: Sequence[int]) -> int:
+    return inputs.mask_BS.shape[1] + max(limits, default=0)
 
 
 def _follow(
-    inputs: LlmInput, cache: DynamicCache, parents: Sequence[int], tokens: Sequence[int], table_VE: Tensor
+    inputs: LlmInput, cache: Cache, parents: Sequence[int], tokens: Sequence[int], table_VE: Tensor
 ) -> LlmInput:
     """The next column: each text goes on from what its parent has read."""
-    device = inputs.mask_BS.device
+    index_H = torch.tensor(parents, device=table_VE.device)
     if list(parents) != list(range(len(inputs.mask_BS))):
-        cache.batch_select_indices(torch.tensor(parents, device=device))
-    kept = _rows(inputs, parents)
-    token_H1 = torch.tensor(tokens, device=device)[:, None]
-    return replace(
-        kept,
-        embeds_BSE=torch.nn.functional.embedding(token_H1, table_VE),
-        mask_BS=torch.cat((kept.mask_BS, torch.ones_like(token_H1)), dim=1),
-        positions_BS=kept.positions_BS[:, -1:] + 1,
-    )
+        cache.batch_select_indices(index_H)
+    token_H1 = torch.tensor(tokens, device=table_VE.device)[:, None]
+    positions_H1 = inputs.positions_BS[index_H, -1:] + 1
+    return LlmInput(torch.nn.functional.embedding(token_H1, table_VE), torch.ones_like(token_H1), positions_H1)

@@ -5,11 +5,11 @@ token of the draft, as far as that was right before. As far as the two agree tha
 step; the rest of the draft is aligned anew with what was written (`drafts.Draft`), and checked in the next pass
 (Leviathan et al. 2023, with a draft from elsewhere).
 
-The logits of a token differ by rounding with what is computed beside it: other rows, padding, the columns of a draft.
-In bfloat16 the best two of some tokens are that close. Such a near tie is decided by a pass over the row alone, its
-prompt and what it has written, nothing else: so what is written for given inputs depends neither on the batch nor on
-drafts. (The inputs themselves may differ by rounding, where encoders run in bfloat16.) Prompts are read row by row, so
-that this pass can go on from the prompt's keys and values in the cache of the batch, which are those of the row alone.
+On many devices the logits of a token differ by rounding with what is computed beside it: other rows, or a draft. In
+bfloat16 the best two of some tokens are that close. Such a near tie is decided by a pass over the row alone, its prompt
+and what it has written, nothing else: so what is written for given inputs depends neither on the batch nor on drafts.
+(The inputs themselves may differ by rounding, where encoders run in bfloat16.) Where logits are measured not to differ
+(`AvsrModel.is_exact`) there is nothing to decide.
 Letters: B rows, D draft columns, S sequence, V vocabulary.
 """
 
@@ -18,16 +18,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from mtsk.inference.drafts import Draft
-from mtsk.inference.prompt_cache import is_joinable, read_prompts, row_of
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.fusion import LlmInput
+from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
 
 MAX_REPEATED = 8
@@ -41,6 +41,10 @@ by 0.4 units (root mean square, measured in bfloat16)."""
 
 _FIRST_REACH = 32
 """Tokens of a draft that are checked in a row's first pass: a sentence."""
+
+
+_MOST_COLUMNS = 64
+"""That a pass reads of all rows, drafts among them: so many take about twice the time of one, on a processor."""
 
 
 def num_repeats(n: int) -> int:
@@ -84,40 +88,55 @@ def greedy(
         max_new_tokens: limit of each row.
         drafts: a guess of each row's tokens, the end of sequence included; it changes the number of steps alone.
     """
-    ends = model.prompts.vocabulary.ends
-    cache = DynamicCache(config=model.llm.config)
-    most_columns = inputs.mask_BS.shape[1] + sum(max_new_tokens) + max(max_new_tokens, default=0)
-    takes_back = _takes_back(cache, most_columns)
-    if drafts is None or not takes_back:
-        drafts = [()] * len(scales)
-    prompts, num_read = inputs, 0
-    if takes_back and is_joinable(cache):
-        cache, inputs = read_prompts(model, inputs, scales, [limit > 0 for limit in max_new_tokens])
-        num_read = prompts.mask_BS.shape[1] - 1
+    cache = model.new_cache(inputs.mask_BS.shape[1] + max(max_new_tokens, default=0))
+    if not isinstance(cache, RowsCache):
+        return _one_by_one(model, inputs, scales, max_new_tokens)
+    last = read_prompts(model, inputs, scales, cache, [limit > 0 for limit in max_new_tokens])
+    ends, drafts = model.prompts.vocabulary.ends, drafts or [()] * len(scales)
     rows = [
-        _Row(limit, ends, draft, functools.partial(_alone, model, prompts, scales, row, cache, num_read))
+        _Row(limit, ends, draft, None if model.is_exact else functools.partial(_alone, model, last, scales, row, cache))
         for row, (limit, draft) in enumerate(zip(max_new_tokens, drafts, strict=True))
     ]
+    next_ = replace(last, mask_BS=torch.tensor([[int(row.is_open)] for row in rows], device=last.mask_BS.device))
     with model.select(scales):
         while any(row.is_open for row in rows):
-            proposals = [row.proposal() for row in rows]
-            num_drafted = max(map(len, proposals))
-            extended = _with_drafts(inputs, proposals, model.embedding_VE)
-            logits_BDV = model.last_logits(extended, cache, 1 + num_drafted)
+            longest = _MOST_COLUMNS // sum(row.is_open for row in rows) - 1
+            proposals = [row.proposal(longest) for row in rows]
+            read = _with_drafts(next_, proposals, model.embedding_VE)
+            logits_BDV = model.last_logits(read, cache, read.mask_BS.shape[1])
             agreed = [
                 row.take(proposal, logits_DV) if row.is_open else 0
                 for row, proposal, logits_DV in zip(rows, proposals, logits_BDV, strict=True)
             ]
-            last = [row.written[-1] if row.is_open else None for row in rows]
-            inputs = _next(extended, cache, agreed, num_drafted, last, model.embedding_VE)
+            next_ = _next(next_, agreed, [row.written[-1] if row.is_open else None for row in rows], model.embedding_VE)
+    return _decoded(rows)
+
+
+def _decoded(rows: Sequence[_Row]) -> Decoded:
     return Decoded(*(tuple(part) for part in zip(*((r.written, r.num_steps, r.log_probs) for r in rows), strict=True)))
 
 
+def _one_by_one(model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], limits: Sequence[int]) -> Decoded:
+    """For a state that sums up the past, or a window of it: each row alone, step by step."""
+    rows = [_Row(limit, model.prompts.vocabulary.ends, (), None) for limit in limits]
+    for number, row in enumerate(rows):
+        cache, next_ = DynamicCache(config=model.llm.config), row_of(inputs, number)
+        with model.select([scales[number]]):
+            while row.is_open:
+                row.take((), model.last_logits(next_, cache, 1)[0])
+                next_ = _next(row_of(next_, 0, slice(-1, None)), [0], row.written[-1:] or [None], model.embedding_VE)
+    return _decoded(rows)
+
+
 class _Row:
-    """What a row has written, and what is left of its draft."""
+    """What a row has written, and what is left of its draft.
+
+    Args:
+        alone: decides near ties, from what is written; None: there is nothing to be decided.
+    """
 
     def __init__(
-        self, limit: int, ends: Sequence[int], draft: Sequence[int], alone: Callable[[list[int]], Tensor]
+        self, limit: int, ends: Sequence[int], draft: Sequence[int], alone: Callable[[list[int]], Tensor] | None
     ) -> None:
         self.written: list[int] = []
         self.log_probs: list[float] = []
@@ -126,9 +145,10 @@ class _Row:
         self._limit, self._ends, self._draft, self._alone = limit, ends, Draft.of(draft), alone
         self._reach = _FIRST_REACH
 
-    def proposal(self) -> Sequence[int]:
-        """How the text may go on, as far as it is worth a check."""
-        return self._draft.rest()[: min(self._reach, self._limit - len(self.written) - 1)] if self.is_open else ()
+    def proposal(self, longest: int) -> Sequence[int]:
+        """How the text may go on, as far as it is worth a check, and at most so far."""
+        num = min(self._reach, max(1, longest), self._limit - len(self.written) - 1)
+        return self._draft.rest()[:num] if self.is_open else ()
 
     def take(self, proposal: Sequence[int], logits_DV: Tensor) -> int:
         """Writes what the LLM chose, as far as it was asked rightly; returns with how many of the proposal it agreed.
@@ -137,14 +157,16 @@ class _Row:
             logits_DV: what it chose from after the last token, and after each one of the proposal.
         """
         self.num_steps += 1
-        for i, best_two in enumerate(logits_DV[: len(proposal) + 1].topk(2, dim=-1).values.tolist()):
-            logits_V = logits_DV[i]
-            rounding = torch.finfo(logits_V.dtype).eps * max(map(abs, best_two))
-            if best_two[0] - best_two[1] <= _NEAR_TIE_EPS * rounding:
-                logits_V = self._alone(self.written)
-                self.num_steps += 1
-            token = int(logits_V.argmax())
-            self._write(token, float(logits_V.float().log_softmax(dim=-1)[token]))
+        best_D2 = logits_DV[: len(proposal) + 1].topk(2, dim=-1)
+        for i, (values, tokens) in enumerate(zip(best_D2.values.tolist(), best_D2.indices.tolist(), strict=True)):
+            logits_V, token = logits_DV[i], tokens[0]
+            if self._alone is not None:
+                rounding = torch.finfo(logits_V.dtype).eps * max(map(abs, values))
+                if values[0] - values[1] <= _NEAR_TIE_EPS * rounding:
+                    logits_V = self._alone(self.written)
+                    self.num_steps += 1
+                    token = int(logits_V.argmax())
+            self._write(token, float(logits_V[token].float() - logits_V.float().logsumexp(dim=-1)))
             if not self.is_open or i == len(proposal) or token != proposal[i]:
                 break
         if proposal:  # checking what is wrong is not free
@@ -175,70 +197,79 @@ def loop_surplus(tokens: Sequence[int]) -> int:
     return 0
 
 
-def _takes_back(cache: DynamicCache, most_columns: int) -> bool:
-    """Whether what was read can be forgotten again: not by a state that sums up the past, or a window of it."""
-    windows = [window for layer in cache.layers if (window := getattr(layer, "sliding_window", None)) is not None]
-    return not any(cache.is_linear) and min(windows, default=most_columns + 1) > most_columns
+def read_prompts(
+    model: AvsrModel,
+    inputs: LlmInput,
+    scales: Sequence[Scale],
+    cache: RowsCache,
+    is_read: Sequence[bool] | None = None,
+) -> LlmInput:
+    """Reads all of the prompts but the last column, row by row: what the cache has of a row does not depend on others,
+    and nothing is spent on padding.
+
+    Args:
+        inputs: prompts of B rows, padded on the left.
+        scales: whose adapters each row uses.
+        cache: an empty one.
+        is_read: the rows whose prompts are needed; default: all.
+
+    Returns:
+        What the cache has not seen: the last column.
+    """
+    for row, scale in enumerate(scales):
+        prompt = row_of(inputs, row)
+        if prompt.mask_BS.shape[1] > 1 and (is_read is None or is_read[row]):
+            alone = RowsCache()
+            with model.select([scale]):
+                model.read(row_of(prompt, 0, slice(0, -1)), alone)
+            cache.put(row, len(scales), alone)
+    return LlmInput(inputs.embeds_BSE[:, -1:], inputs.mask_BS[:, -1:], inputs.positions_BS[:, -1:])
 
 
-def _with_drafts(inputs: LlmInput, proposals: Sequence[Sequence[int]], table_VE: Tensor) -> LlmInput:
-    """The input and the proposed tokens after it, padded on the right."""
+def row_of(inputs: LlmInput, row: int, columns: slice = slice(None)) -> LlmInput:
+    """A row of an input alone, without its padding."""
+    real_S = inputs.mask_BS[row].nonzero()[columns, 0]
+    return LlmInput(*(part[row, None, real_S] for part in vars(inputs).values()))
+
+
+def _with_drafts(next_: LlmInput, proposals: Sequence[Sequence[int]], table_VE: Tensor) -> LlmInput:
+    """The next column and the proposed tokens after it, padded on the right."""
     num_drafted = max(map(len, proposals))
     if num_drafted == 0:
-        return inputs
+        return next_
     padded = [[*proposal, *[-1] * (num_drafted - len(proposal))] for proposal in proposals]
     ids_BD = torch.tensor(padded, device=table_VE.device)
-    mask_BD = (ids_BD >= 0).long()
-    embeds_BDE = torch.nn.functional.embedding(ids_BD.clamp(min=0), table_VE) * mask_BD[..., None].to(table_VE.dtype)
     later_D = torch.arange(1, num_drafted + 1, device=table_VE.device)
     return LlmInput(
-        torch.cat((inputs.embeds_BSE, embeds_BDE), dim=1),
-        torch.cat((inputs.mask_BS, mask_BD), dim=1),
-        torch.cat((inputs.positions_BS, inputs.positions_BS[:, -1:] + later_D), dim=1),
+        torch.cat((next_.embeds_BSE, torch.nn.functional.embedding(ids_BD.clamp(min=0), table_VE)), dim=1),
+        torch.cat((next_.mask_BS, (ids_BD >= 0).long()), dim=1),
+        torch.cat((next_.positions_BS, next_.positions_BS + later_D), dim=1),
     )
 
 
-def _next(
-    read: LlmInput, cache: DynamicCache, agreed: Sequence[int], num_drafted: int, last: Sequence[int | None],
-    table_VE: Tensor,
-) -> LlmInput:  # fmt: skip
-    """One column with the last token of each open row, after those that the row agreed with; of others it is padding.
-
-    What no row agreed with leaves the cache; what this or that row did not agree with is masked there.
-    """
-    num_kept = max(agreed)
-    if num_kept < num_drafted:
-        cache.crop(num_kept - num_drafted)
-    agreed_B1 = torch.tensor(agreed, device=table_VE.device)[:, None]
-    num_read = read.mask_BS.shape[1] - num_drafted
-    kept_BD = (torch.arange(num_kept, device=table_VE.device) < agreed_B1).long()
-    is_open_B1 = torch.tensor([token is not None for token in last], device=table_VE.device)[:, None]
-    tokens_B1 = torch.tensor([token or 0 for token in last], device=table_VE.device)[:, None]
+def _next(read: LlmInput, agreed: Sequence[int], last: Sequence[int | None], table_VE: Tensor) -> LlmInput:
+    """The last token of each open row, after those that the row agreed with; other rows are padding."""
+    device = table_VE.device
+    tokens_B1 = torch.tensor([[token or 0] for token in last], device=device)
     return LlmInput(
         torch.nn.functional.embedding(tokens_B1, table_VE),
-        torch.cat((read.mask_BS[:, :num_read], kept_BD, is_open_B1.long()), dim=1),
-        read.positions_BS[:, read.positions_BS.shape[1] - num_drafted - 1, None] + agreed_B1 + 1,
+        torch.tensor([[int(token is not None)] for token in last], device=device),
+        read.positions_BS + torch.tensor([[num + 1] for num in agreed], device=device),
     )
 
 
 def _alone(
-    model: AvsrModel, prompts: LlmInput, scales: Sequence[Scale], row: int, cache: DynamicCache, num_read: int,
-    written: Sequence[int],
-) -> Tensor:  # fmt: skip
+    model: AvsrModel, last: LlmInput, scales: Sequence[Scale], row: int, cache: RowsCache, written: Sequence[int]
+) -> Tensor:
     """(V,) logits after what a row has written, computed from nothing but the row itself.
 
     Args:
-        cache: has the first columns of the prompts.
-        num_read: how many, padding too, each row read alone; if there are none the cache is not used.
+        last: the last column of each prompt.
+        cache: has the columns before them.
     """
-    table_VE = model.embedding_VE
+    table_VE, num_read = model.embedding_VE, int(last.positions_BS[row])
     text_KE = torch.nn.functional.embedding(torch.tensor(written, dtype=torch.int64, device=table_VE.device), table_VE)
-    is_real_S = prompts.mask_BS[row].bool()
-    first = num_read - int(is_real_S[:num_read].sum())
-    its_cache = row_of(model, cache, row, first, num_read) if num_read else DynamicCache(config=model.llm.config)
-    embeds_1SE = torch.cat((prompts.embeds_BSE[row, num_read:][is_real_S[num_read:]], text_KE))[None]
-    mask_1T = torch.ones(1, num_read - first + embeds_1SE.shape[1], dtype=torch.int64, device=table_VE.device)
-    positions_1T = torch.arange(mask_1T.shape[1], device=table_VE.device)[None]
-    rest = LlmInput(embeds_1SE, mask_1T, positions_1T[:, num_read - first :])
+    positions_1S = torch.arange(num_read, num_read + 1 + len(written), device=table_VE.device)[None]
+    rest = LlmInput(torch.cat((last.embeds_BSE[row], text_KE))[None], torch.ones_like(positions_1S), positions_1S)
     with model.select([scales[row]]):
-        return model.last_logits(rest, its_cache, 1)[0, -1]
+        return model.last_logits(rest, cache.row(row, num_read), 1)[0, -1]

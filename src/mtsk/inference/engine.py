@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -15,13 +14,12 @@ import torch
 from mtsk.checkpoints.sources import face_models
 from mtsk.checkpoints.store import load_model, read_record
 from mtsk.config import AutoConfig
-from mtsk.data.collate import collate
 from mtsk.device import best_device, has_bf16
 from mtsk.inference.beam import GREEDY, Beams, beam_search
-from mtsk.inference.characters import Readings, draft_texts
+from mtsk.inference.characters import draft_texts
 from mtsk.inference.deciding import Decider
 from mtsk.inference.decoding import greedy
-from mtsk.inference.encoded import EncodedExamples, Found, only, spread
+from mtsk.inference.encoded import EncodedExamples, Found, encode, only
 from mtsk.inference.ladder import Ladder
 from mtsk.inference.policy import Auto, Policy
 from mtsk.inference.policy_run import PolicyRun
@@ -32,7 +30,7 @@ from mtsk.inference.words import align_words, text_confidence
 from mtsk.media import MouthTracker
 from mtsk.media.stream import stream_media
 from mtsk.media.vad import SpeechDetector
-from mtsk.model.avsr import AvsrModel, Encoded
+from mtsk.model.avsr import AvsrModel
 from mtsk.model.cost import CostModel
 from mtsk.scale import Scale, ScaleGrid
 from mtsk.types import Example, Segment, Transcript, Word
@@ -149,24 +147,9 @@ class Engine:
         parts = [Part(0.0, duration_s(example), example, {}) for example in examples]
         return Decider(self, self.costs, Beams(beams, num_best)).decide(parts, policies)[1]
 
-    @torch.inference_mode()
     def encode(self, examples: Sequence[Example]) -> EncodedExamples:
-        """Encodes the modalities that the examples have, once for all scales. A row goes only through the encoders
-        of what it has."""
-        sound = [row for row, example in enumerate(examples) if example.waveform is not None and len(example.waveform)]
-        lips = [row for row, example in enumerate(examples) if example.mouth is not None and len(example.mouth)]
-        present = [s for s in self.grid if (sound or s.audio is None) and (lips or s.video is None)]
-        parts = {part for scale in present for part in scale.parts}
-        heard = [replace(examples[row], mouth=None) for row in sound]
-        seen = [replace(examples[row], waveform=None) for row in lips]
-        audio = self._encoded(heard, [part for part in parts if part.audio is not None]).audio
-        video = self._encoded(seen, [part for part in parts if part.video is not None]).video
-        num_rows = len(examples)
-        features = self.model.in_context(Encoded(spread(audio, sound, num_rows), spread(video, lips, num_rows)))
-        return EncodedExamples(features, Readings.of(self.model, features), tuple(map(duration_s, examples)))
-
-    def _encoded(self, examples: Sequence[Example], scales: Iterable[Scale]) -> Encoded:
-        return self.model.encode(collate(examples).to(self.device), scales) if examples else Encoded(None, None)
+        """Encodes the modalities that the examples have, once for all scales; see `encoded.encode`."""
+        return encode(self.model, examples)
 
     def usable(self, encoded: EncodedExamples, scale: Scale) -> list[int]:
         """The rows that have at least one token of each modality of the scale."""

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from mtsk.inference.encoded import EncodedExamples
 from mtsk.inference.profile import Profile, StageTime, describe_machine, measure_ms
@@ -95,7 +94,7 @@ def _llm(model: AvsrModel) -> StageTime:
         inputs = LlmInput(table_VE[None, :num], torch.ones_like(positions_1S), positions_1S)
         with model.select([scale]):
             # The value is fetched: an accelerator may still be at work when the call returns.
-            float(model.next_logits(inputs, DynamicCache(config=model.llm.config))[0, 0])
+            float(model.next_logits(inputs, model.new_cache(num))[0, 0])
 
     times = [measure_ms(lambda num=num: read(num), time.perf_counter) for num in _NUM_POSITIONS]  # type: ignore[misc]
     return StageTime.fit(_NUM_POSITIONS, times)

@@ -19,6 +19,7 @@ from transformers import WhisperModel
 from transformers.audio_utils import mel_filter_bank
 
 from mtsk.config import AudioEncoderConfig
+from mtsk.model.attention import attention as attend
 from mtsk.model.masking import inside, zero_beyond
 from mtsk.scale import AUDIO_FEATURE_RATE_HZ
 from mtsk.types import SAMPLE_RATE_HZ, Features
@@ -187,14 +188,14 @@ class WhisperAudioEncoder(nn.Module):
 
 def _layer(layer: Any, hidden_ND: Tensor, lengths: Sequence[int]) -> Tensor:
     """A layer of transformers' Whisper encoder on rows that lie one after the other, without padding between them:
-    a third less to compute where their lengths differ, and attention without a mask is twice as fast."""
+    a third less to compute where their lengths differ, and attention needs no mask."""
     attention = layer.self_attn
     normed_ND = layer.self_attn_layer_norm(hidden_ND)
     projected = [project(normed_ND) for project in (attention.q_proj, attention.k_proj, attention.v_proj)]
     mixed = []
     for parts in zip(*(each_ND.split(lengths) for each_ND in projected), strict=True):
         row = (part_TD.view(1, len(part_TD), attention.num_heads, -1).transpose(1, 2) for part_TD in parts)
-        mixed.append(functional.scaled_dot_product_attention(*row)[0].transpose(0, 1).flatten(1))
+        mixed.append(attend(*row)[0].transpose(0, 1).flatten(1))
     hidden_ND = hidden_ND + attention.out_proj(torch.cat(mixed))
     inner_NI = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden_ND)))
     changed_ND: Tensor = hidden_ND + layer.fc2(inner_NI)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtsk.config import AvHubertConfig, from_dict
+from mtsk.model.attention import attention
 from mtsk.model.masking import additive_mask, inside, zero_beyond
 from mtsk.model.video_encoder import PIXEL_MEAN, PIXEL_STD, VideoEncoder
 from mtsk.types import MOUTH_SIZE_PX, Features
@@ -319,7 +320,7 @@ class _Attention(nn.Module):
         query_BNTK, key_BNTK, value_BNTK = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query_BTD, key_BTD, value_BTD)
         )
-        mixed_BNTK = functional.scaled_dot_product_attention(query_BNTK, key_BNTK, value_BNTK, attn_mask=mask)
+        mixed_BNTK = attention(query_BNTK, key_BNTK, value_BNTK, mask)
         out_BTD: Tensor = self.out_proj(mixed_BNTK.transpose(1, 2).flatten(2))
         return out_BTD
 

@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from mtsk.config import CtcConfig, ModelConfig, Untrained
 from mtsk.model.adapters import AdapterBank
 from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.compress import COMPRESSORS, average_tokens
 from mtsk.model.ctc import CtcHead
+from mtsk.model.exactness import reads_exactly
 from mtsk.model.flat import FAMILIES, FlatDecoder
 from mtsk.model.fusion import Fusion, LlmInput, label_columns
 from mtsk.model.int8 import Int8Projection, int8_is_fast
 from mtsk.model.llm import Llm
 from mtsk.model.projector import RateProjectors
+from mtsk.model.rows_cache import RowsCache
 from mtsk.model.video_encoder import VideoEncoder
 from mtsk.scale import FEATURE_S, Scale, ScaleGrid
 from mtsk.types import Batch, Features
@@ -86,6 +88,9 @@ class AvsrModel(nn.Module):
         llm: the frozen language model; adapters are attached to it in place.
         audio_encoder: present if any scale has sound.
         video_encoder: present if any scale has lips.
+
+    Attributes:
+        is_exact: whether logits are the same to the bit in any batch and beside any draft, as measured (`flatten`).
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class AvsrModel(nn.Module):
         self.config = config
         self.grid = config.grid
         self.untrained: Untrained = "refuse"
+        self.is_exact = False
         self._flat: FlatDecoder | None = None
         self._llm = llm
         self.llm = llm.model
@@ -273,11 +279,19 @@ class AvsrModel(nn.Module):
         with self.adapters.select([self.reading(scale).trained for scale in scales], self.device):
             yield
 
+    def new_cache(self, most_columns: int) -> RowsCache | DynamicCache:
+        """For rows of unlike length, of up to so many columns, side by side; or, where the LLM has a state that sums up
+        the past or a window of it, for one row, of which nothing can be taken back."""
+        plain = DynamicCache(config=self.llm.config)
+        windows = [getattr(layer, "sliding_window", None) for layer in plain.layers]
+        fits = all(window is None or window > most_columns for window in windows)
+        return RowsCache() if self._flat is not None or (fits and self._llm.reads_rows) else plain
+
     def next_logits(self, inputs: LlmInput, cache: Cache) -> Tensor:
         """(B, V) logits of the token after the input's last column. Call it within a selection of adapters.
 
         Args:
-            inputs: the columns that the cache has not seen; its mask covers those before them too.
+            inputs: the columns that the cache has not seen.
             cache: what was read before; is extended.
         """
         return self.last_logits(inputs, cache, 1)[:, -1]
@@ -290,28 +304,21 @@ class AvsrModel(nn.Module):
         logits_NV = self._llm.logits(hidden_BKE[is_real_BK], self._flat.head if self._flat is not None else None)
         if len(logits_NV) == is_real_BK.numel():
             return logits_NV.view(*is_real_BK.shape, -1)
-        logits_BKV = logits_NV.new_zeros(*is_real_BK.shape, logits_NV.shape[-1])
-        logits_BKV[is_real_BK] = logits_NV
-        return logits_BKV
+        return logits_NV.new_zeros(*is_real_BK.shape, logits_NV.shape[-1]).index_put_((is_real_BK,), logits_NV)
 
     def read(self, inputs: LlmInput, cache: Cache) -> Tensor:
         """(B, S, E) last hidden states; those of padding mean nothing. See `next_logits`."""
-        if self._flat is not None:
-            return self._flat(inputs, cache)
-        hidden_BSE: Tensor = self._llm.decoder(
-            inputs_embeds=inputs.embeds_BSE,
-            attention_mask=inputs.mask_BS,
-            position_ids=inputs.positions_BS,
-            cache=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden_BSE
+        if self._flat is None:
+            return self._llm.read(inputs, cache)
+        assert isinstance(cache, RowsCache)
+        return self._flat(inputs, cache)
 
     def flatten(self) -> None:
         """From now on `next_logits` and `last_logits` read with the weights as they are now, in fewer calls; if the
         LLM is of a family that this is known of, else nothing changes."""
         if FlatDecoder.fits(self.llm):
             self._flat = FlatDecoder(self.llm, self.adapters)
+            self.is_exact = reads_exactly(self)
 
     def quantize(self) -> None:
         """The same with 8-bit weights. After that the model can only be read by `next_logits` and `last_logits`.
@@ -325,6 +332,7 @@ class AvsrModel(nn.Module):
         if self.device.type != "cpu" or not int8_is_fast():
             raise ValueError(f"int8 is for processors with VNNI, not for this {self.device.type}; try bfloat16")
         self._flat = FlatDecoder(self.llm, self.adapters, Int8Projection, torch.float32)
+        self.is_exact = reads_exactly(self)
 
     def embed(self, encoded: Encoded, scales: Sequence[Scale], texts: Sequence[Sequence[int]]) -> LlmInput:
         """The LLM's input: each row's media at its scale, the prompt, then the given text tokens.

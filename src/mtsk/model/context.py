@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtsk.config import ContextConfig
+from mtsk.model.attention import attention
 from mtsk.model.masking import additive_mask, zero_beyond
 from mtsk.types import Features
 
@@ -64,15 +65,18 @@ class _Layer(nn.Module):
         return result_BTD
 
     def _convolve(self, values_BTD: Tensor) -> Tensor:
-        convolved_BTD: Tensor = self.conv(values_BTD.transpose(1, 2)).transpose(1, 2)
-        return convolved_BTD
+        # In two dimensions and with channels last, as they lie: ten times as fast on a processor.
+        values_BD1T, weight_D11K = values_BTD.transpose(1, 2)[:, :, None], self.conv.weight[:, :, None]
+        groups = len(weight_D11K)
+        convolved_BD1T = functional.conv2d(values_BD1T, weight_D11K, self.conv.bias, padding="same", groups=groups)
+        return convolved_BD1T[:, :, 0].transpose(1, 2)
 
     def _attend(self, values_BTD: Tensor, mask_B1TT: Tensor | None) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in self.qkv(values_BTD).chunk(3, dim=-1)
         )
         mask_B1TT = None if mask_B1TT is None else mask_B1TT.to(query.dtype)
-        attended_BHTD = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1TT)
+        attended_BHTD = attention(query, key, value, mask_B1TT)
         out: Tensor = self.out(attended_BHTD.transpose(1, 2).flatten(2))
         return out
 

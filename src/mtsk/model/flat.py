@@ -4,10 +4,14 @@ The arithmetic is that of transformers. What differs is how often it is called f
 matrix, an adapter that all rows use is added to its weights once, query heads that share keys are read as more queries,
 and the mask is made once per pass. On a small LLM these calls cost more than a third of a step.
 
-An LLM that has more to it is read by its own code: see `FlatDecoder.of`.
+In bfloat16 on a processor a column has the same result, to the bit, whatever is read beside it: oneDNN sums each row of
+a product alike, however many rows there are, from two rows on, and `attention` is made of products there. `exactness`
+measures it.
 
-Letters: B rows, S new columns, T all columns, E width, H query heads, K heads of keys, D channels of a head,
-O outputs of a projection, I inputs, N real columns.
+An LLM that has more to it is read by its own code: see `FlatDecoder.fits`.
+
+Letters: B rows, S new columns, T places in the cache, E width, H query heads, K heads of keys, D channels of a head,
+O outputs of a projection, I inputs, N real columns, at least two.
 """
 
 from __future__ import annotations
@@ -20,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Cache
 
 from mtsk.model.adapters import AdapterBank, LoraLinear
+from mtsk.model.attention import attention
 from mtsk.model.fusion import LlmInput
+from mtsk.model.rows_cache import RowsCache
 
 FAMILIES = ("llama", "qwen2")  # as transformers calls them; what they may have in addition is looked for
 
@@ -68,6 +73,7 @@ class FlatDecoder:
     ) -> None:
         config = llm.config
         self._dtype: torch.dtype = dtype or llm.dtype
+        self._attention_dtype: torch.dtype = llm.dtype
         self._num_heads: int = config.num_attention_heads
         self._num_key_heads: int = config.num_key_value_heads
         decoder = llm.get_decoder()
@@ -104,76 +110,71 @@ class FlatDecoder:
         quantized = getattr(llm, "is_quantized", False)
         return config.model_type in FAMILIES and not windowed and not quantized
 
-    def __call__(self, inputs: LlmInput, cache: Cache) -> Tensor:
-        """(B, S, E). Call it within a selection of adapters.
+    def __call__(self, inputs: LlmInput, cache: RowsCache) -> Tensor:
+        """(B, S, E); what it gives for padding means nothing. Call it within a selection of adapters.
 
         Args:
-            inputs: the columns that the cache has not seen; its mask covers those before them too.
+            inputs: the columns to be read.
             cache: what was read before; is extended.
         """
-        num_rows, num_columns, _ = inputs.embeds_BSE.shape
+        shape_BS = inputs.mask_BS.shape
         hidden = inputs.embeds_BSE.to(self._dtype)
         cos_BSD, sin_BSD = self._rotary(hidden, position_ids=inputs.positions_BS)
         half = cos_BSD.shape[-1] // 2
         # Rolled by half, the channels stand where the rotation wants them, but for the sign.
         signed_BSD = torch.cat((-sin_BSD[..., :half], sin_BSD[..., half:]), dim=-1)
         rotation = cos_BSD[:, None], signed_BSD[:, None]
-        mask = attention_mask(inputs, self._num_heads // self._num_key_heads)
+        cache.places.set(inputs.positions_BS)
+        mask = self._mask(cache.places.visible())
         real_N = self._real_columns(inputs)
         if real_N is not None:
             hidden = hidden.flatten(0, 1)[real_N]
         for number, layer in enumerate(self._layers):
-            joined = _unpacked(layer.query_key_value(layer.first_norm(hidden)), real_N, num_rows, num_columns)
+            joined = _unpacked(layer.query_key_value(layer.first_norm(hidden)), real_N, shape_BS)
             mixed_BSO = self._attend(number, joined, rotation, mask, cache)
             hidden = hidden + layer.out(mixed_BSO if real_N is None else mixed_BSO.flatten(0, 1)[real_N])
             gate, up = layer.gate_up(layer.second_norm(hidden)).chunk(2, dim=-1)
             hidden = hidden + layer.down(self._act(gate) * up)
-        return _unpacked(self._norm(hidden), real_N, num_rows, num_columns)
+        return _unpacked(self._norm(hidden), real_N, shape_BS)
+
+    def _mask(self, visible_BST: Tensor) -> Tensor:
+        """(B, 1, folds * S, T), for queries of all heads that share keys."""
+        mask_BST = visible_BST.new_zeros(visible_BST.shape, dtype=self._attention_dtype)
+        mask_BST.masked_fill_(~visible_BST, -torch.inf)
+        return mask_BST.repeat(1, self._num_heads // self._num_key_heads, 1)[:, None]
 
     def _real_columns(self, inputs: LlmInput) -> Tensor | None:
         """(N,) places of the real columns among all new ones, row after row; None if all are, or are treated so."""
-        is_real_BS = inputs.mask_BS[:, -inputs.embeds_BSE.shape[1] :].bool()
-        if not self._is_rowless or bool(is_real_BS.all()):
+        if not self._is_rowless:
             return None
-        return is_real_BS.flatten().nonzero()[:, 0]
+        real_N = inputs.mask_BS.flatten().nonzero()[:, 0]
+        if len(real_N) == 1:
+            return real_N.repeat(2)
+        return None if len(real_N) == inputs.mask_BS.numel() else real_N
 
     def _attend(
-        self, number: int, joined: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache
+        self, number: int, joined: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, cache: RowsCache
     ) -> Tensor:
         num_rows, num_columns = joined.shape[:2]
         num_rotated = self._num_heads + self._num_key_heads
         joined = joined.view(num_rows, num_columns, num_rotated + self._num_key_heads, -1).transpose(1, 2)
-        plain_BHSD, value_BKSD = joined[:, :num_rotated], joined[:, num_rotated:]
+        plain_BHSD, value_BKSD = joined[:, :num_rotated], joined[:, num_rotated:].to(self._attention_dtype)
         cos, signed = rotation
         rotated_BHSD = plain_BHSD * cos + plain_BHSD.roll(cos.shape[-1] // 2, dims=-1) * signed
+        rotated_BHSD = rotated_BHSD.to(self._attention_dtype)
         query_BHSD, key_BKSD = rotated_BHSD[:, : self._num_heads], rotated_BHSD[:, self._num_heads :]
         key_BKTD, value_BKTD = cache.update(key_BKSD, value_BKSD, number)
         folded = query_BHSD.reshape(num_rows, self._num_key_heads, -1, query_BHSD.shape[-1])
-        mixed = functional.scaled_dot_product_attention(folded, key_BKTD, value_BKTD, attn_mask=mask)
+        mixed = attention(folded, key_BKTD, value_BKTD, mask)
         return mixed.view(query_BHSD.shape).transpose(1, 2).reshape(num_rows, num_columns, -1)
 
 
-def attention_mask(inputs: LlmInput, num_folds: int) -> Tensor | None:
-    """(B, 1, folds * S, T), true where a column is read; None where every one is.
-
-    A column reads itself and the real ones before it; padding reads itself too, as there is no mean over nothing.
-    """
-    num_new, num_all = inputs.embeds_BSE.shape[1], inputs.mask_BS.shape[1]
-    real_BT = inputs.mask_BS.bool()
-    if num_new == 1 and bool(real_BT.all()):
-        return None
-    place_S1 = torch.arange(num_all - num_new, num_all, device=real_BT.device)[:, None]
-    place_T = torch.arange(num_all, device=real_BT.device)
-    mask_BST = (real_BT[:, None] & (place_T <= place_S1)) | (place_T == place_S1)
-    return mask_BST.repeat(1, num_folds, 1)[:, None]
-
-
-def _unpacked(packed: Tensor, real_N: Tensor | None, num_rows: int, num_columns: int) -> Tensor:
+def _unpacked(packed: Tensor, real_N: Tensor | None, shape_BS: torch.Size) -> Tensor:
     """(N, O) -> (B, S, O), zero at padding; what is not packed stays as it is."""
     if real_N is None:
         return packed
-    unpacked = packed.new_zeros(num_rows * num_columns, packed.shape[-1])
-    return unpacked.index_copy_(0, real_N, packed).view(num_rows, num_columns, -1)
+    unpacked = packed.new_zeros(shape_BS.numel(), packed.shape[-1])
+    return unpacked.index_copy_(0, real_N, packed).view(*shape_BS, -1)
 
 
 def _norm(module: Any, dtype: torch.dtype) -> Project:

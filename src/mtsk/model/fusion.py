@@ -23,7 +23,7 @@ class LlmInput:
 
     embeds_BSE: Tensor  # float, zero at padding
     mask_BS: Tensor  # int64, 1 at real positions
-    positions_BS: Tensor  # int64, 0 at a row's first real position
+    positions_BS: Tensor  # int64, 0 at a row's first real position; where the LLM reads on, that of its next column
 
 
 class Fusion(nn.Module):

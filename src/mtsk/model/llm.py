@@ -7,6 +7,7 @@ is refused.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Cache, DynamicCache
 
 from mtsk.device import best_device, has_bf16
+from mtsk.model.fusion import LlmInput
 from mtsk.model.prompt import PromptBuilder, Vocabulary
+from mtsk.model.rows_cache import RowsCache
 
 # Largest difference of logits, as a share of their standard deviation. Rounding to float32 makes 1e-5, to 4 bits 0.1,
 # to 8 bits 0.4 (there the rounding of a position depends on the others), and a forgotten factor several.
@@ -90,6 +93,50 @@ class Llm:
     def embedding_std(self) -> float:
         """Standard deviation of the input embeddings; 1 on the meta device, where there are no values."""
         return 1.0 if self.embedding_VE.is_meta else float(self.embedding_VE.float().std())
+
+    @functools.cached_property
+    def reads_rows(self) -> bool:
+        """Whether the model reads rows of unlike length side by side as it does alone: measured, as it is a matter of
+        how it treats masks and positions."""
+        ids_BS = torch.arange(2 * _NUM_TOKENS, device=self.embedding_VE.device).view(2, -1) % len(self.embedding_VE)
+        try:
+            return self._difference_of_rows(ids_BS) <= _ROUGH_TOLERANCE
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+
+    @torch.no_grad()
+    def _difference_of_rows(self, ids_BS: Tensor) -> float:
+        """Of the logits of the last column of rows, the second two columns shorter, in standard deviations."""
+        num, device, cache = ids_BS.shape[1], ids_BS.device, RowsCache()
+        last_B1 = torch.tensor([[num - 1], [num - 3]], device=device)
+        wholes = [row_S[None, : last + 1] for row_S, last in zip(ids_BS, last_B1[:, 0].tolist(), strict=True)]
+        expected_BV = torch.stack([self.model(input_ids=whole_1S).logits[0, -1] for whole_1S in wholes])
+        for places_BS in (torch.arange(num - 1, device=device).expand(2, -1), last_B1):
+            embeds_BSE = self.embedding_VE[ids_BS.gather(1, places_BS)]
+            hidden_BSE = self.read(LlmInput(embeds_BSE, torch.ones_like(places_BS), places_BS), cache)
+        return float((self.logits(hidden_BSE[:, -1]) - expected_BV).abs().max() / expected_BV.std())
+
+    def read(self, inputs: LlmInput, cache: Cache) -> Tensor:
+        """(B, S, E) last hidden states, by the model's own code.
+
+        Args:
+            inputs: the columns that the cache has not seen.
+            cache: a `RowsCache`, or another one, with one row and without padding.
+        """
+        mask = None
+        if isinstance(cache, RowsCache):
+            cache.places.set(inputs.positions_BS)
+            visible_B1ST = cache.places.visible()[:, None]
+            mask = inputs.embeds_BSE.new_zeros(visible_B1ST.shape)
+            mask.masked_fill_(~visible_B1ST, torch.finfo(mask.dtype).min)
+        hidden_BSE: Tensor = self.decoder(
+            inputs_embeds=inputs.embeds_BSE,
+            attention_mask=mask,
+            position_ids=inputs.positions_BS,
+            cache=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden_BSE
 
     @property
     def decoder(self) -> nn.Module:

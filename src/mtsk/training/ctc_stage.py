@@ -22,6 +22,7 @@ from torch.nn import functional
 from mtsk.config import CtcConfig, CtcStageConfig
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.ctc import BLANK, STEP_S, Alphabet
+from mtsk.training.feature_changes import changed
 from mtsk.training.labels import greedy_classes, token_error_rate
 from mtsk.training.optim import ParameterGroup
 from mtsk.training.source import BatchSource, Encoder
@@ -69,7 +70,7 @@ class CtcStage:
         self.modules.train()
         with accelerator.autocast():
             with torch.no_grad():
-                encoded = self._encoder(batch)
+                encoded = changed(self._encoder(batch), config.features)
             with torch.set_grad_enabled(self.name == "spelling"):
                 encoded = self._model.in_context(encoded)
             read = self._model.characters(encoded)

@@ -13,6 +13,7 @@ from mtsk.model.ctc import Alphabet
 from mtsk.scale import FEATURE_S, Scale, ScaleGrid
 from mtsk.training.ctc_stage import characters_loss
 from mtsk.training.draws import scales_of_step
+from mtsk.training.feature_changes import changed
 from mtsk.training.objective import backward_scales, read_once
 from mtsk.training.optim import ParameterGroup, adapter_groups
 from mtsk.training.source import BatchSource, Encoder
@@ -76,7 +77,7 @@ class JointStage:
         """The weighted loss over the step's scales, see `backward_scales`, and that of the character heads."""
         self._model.train()
         with self._source.accelerator.autocast():
-            encoded = self._model.in_context(self._encoder(batch))
+            encoded = self._model.in_context(changed(self._encoder(batch), self._config.features))
         weights = {scale: self._config.weight(scale) for scale in self.scales(step, self._usable(encoded))}
         with read_once(encoded) as once:
             figures = backward_scales(self._model, once, batch.texts, weights, self._source.accelerator)
