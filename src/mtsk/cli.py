@@ -167,6 +167,7 @@ def train(
     resume: Annotated[bool, arg(help_behavior_hint="")] = False,
     seed: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None,
     onto: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None,
+    start_from: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None,
     list: Annotated[bool, arg(help_behavior_hint="")] = False,
 ) -> int:
     """Train a model by a named recipe, or by a JSON file of a configuration. The folder given with -o gets the run's
@@ -179,6 +180,7 @@ def train(
         resume: go on where the run in the folder stopped, if there is one.
         seed: instead of the recipe's.
         onto: give this trained model the recipe's character heads (see grid-s1-ctc); nothing else is trained.
+        start_from: a trained model whose weights the run starts with, as far as the recipe's model has such parts.
         list: show the recipes.
     """
     if list:
@@ -187,7 +189,7 @@ def train(
         return list_recipes()
     from mtsk.commands.train import run
 
-    return run(recipe, data, output_dir, resume, seed, onto)
+    return run(recipe, data, output_dir, resume, seed, onto, start_from)
 
 
 def evaluate(

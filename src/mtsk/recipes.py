@@ -12,6 +12,7 @@ from mtsk.config import (
     ContextConfig,
     CtcConfig,
     CtcStageConfig,
+    FeatureChangesConfig,
     JointStageConfig,
     LoraConfig,
     ModelConfig,
@@ -61,8 +62,10 @@ def grid_s1_ctc() -> TrainConfig:
 
 
 def english() -> TrainConfig:
-    """English speech at {a4, a8, a12, a16} from synthetic and machine-labelled recordings, together with GRID talker s1
-    at all scales of `grid-s1`, whose lip encoder it takes. The model `english` is the part of it that hears."""
+    """English at {a4, a8, a12, a16} from made and machine-labelled speech, and GRID talker s1 with lips.
+
+    Its lip encoder is that of `grid-s1`. `english-2` goes on from what comes out.
+    """
     augment = AugmentConfig(noise_prob=0.4, snr_db=(0.0, 5.0, 10.0, 15.0, 20.0), shift_s=0.16)
     scales = (*ScaleGrid.joint(audio=(4, 16), video=(2, 5)).scales, Scale(audio=8), Scale(audio=12))
     return TrainConfig(
@@ -100,10 +103,29 @@ def english() -> TrainConfig:
     )
 
 
+def english_2() -> TrainConfig:
+    """`english` gone on with by `--start-from`, without lips: masked features, mixed voices. The model `english`."""
+    first = english()
+    assert first.spelling is not None
+    changes = FeatureChangesConfig(mask_s=0.25, voice_prob=0.5)
+    spelling, joint = (replace(stage.optim, lr=7e-4) for stage in (first.spelling, first.joint))
+    return replace(
+        first,
+        model=replace(first.model, scales=tuple(Scale(audio=rate) for rate in (4, 8, 12, 16)), video=None),
+        spelling=replace(first.spelling, optim=replace(spelling, num_steps=2400), features=changes),
+        joint=replace(first.joint, optim=replace(joint, num_steps=1500, warmup_share=0.05), features=changes),
+        warm_start=None,
+        reading=None,
+        lips_from=None,
+        repeats={"labelled_": 12},
+    )
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "grid-s1": grid_s1,
     "grid-s1-ctc": grid_s1_ctc,
     "english": english,
+    "english-2": english_2,
     **PAPER_RECIPES,
 }
 

@@ -30,6 +30,7 @@ FILES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}
 TRAINING = {
     "recipe": "/home/somebody/own.json",
     "seed": 7,
+    "start_from": "/home/somebody/first",
     "lips_from": "/home/somebody/lips",
     "joint": {"optim": {"num_steps": 280, "lr": 0.002, "batch_s": 24.0}},
 }
@@ -202,6 +203,7 @@ def test_card(checkpoint: Path, tmp_path: Path, names: dict[str, str], wer: Path
         "| lip encoder | compact, 32 wide | as this model | yes |",
         "Recipe: own.json. Seed: 7.",
         "- adapters, projectors, delimiters: 280 steps of 24 s of recordings, learning rate 0.002",
+        "- the weights it started with: those of first",
         "- lip encoder: taken from lips",
     ):
         assert line in text.splitlines()

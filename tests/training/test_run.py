@@ -18,10 +18,11 @@ from lhotse.utils import fastcopy
 from safetensors.torch import load_file
 
 import mtsk
-from mtsk.checkpoints.store import save_model
+from mtsk.checkpoints.store import build_model, save_model, start_from
 from mtsk.commands import train as command
 from mtsk.config import AugmentConfig, TrainConfig, from_dict, to_dict
 from mtsk.data.dataset import load_cuts
+from mtsk.scale import Scale
 from mtsk.training import run as run_module
 from mtsk.training import trainer
 from mtsk.training.joint_stage import JointStage
@@ -259,3 +260,46 @@ def test_lips_that_can_not_be_had_are_refused_before_training(recipe: Path, data
         with pytest.raises(ValueError, match=said):
             command.run(str(tmp_path / "own.json"), data_dir, tmp_path / f"run {lips.name}", False, None)
         assert not (tmp_path / f"run {lips.name}" / "stages").exists()
+
+
+# A model to start from.
+
+
+def test_a_run_starts_with_what_another_model_has(recipe: Path, data_dir: Path, tmp_path: Path) -> None:
+    """At the first step the common parts are the given ones; a rate that is new has a fresh projector."""
+    config = from_dict(TrainConfig, json.loads(recipe.read_text()))
+    sources = config.model.llm, config.model.audio.source  # type: ignore[union-attr]
+    given = tiny_model("ms", seed=4, sources=sources, scales=("a4", "a16"))
+    save_model(given, tmp_path / "given")
+    scales = tuple(Scale.parse(name) for name in ("a4", "a8"))
+    model = replace(given.config, scales=scales)
+    joint = replace(
+        config.joint, optim=replace(config.joint.optim, num_steps=1, lr=1e-9), projector_lr=1e-9, weights={}
+    )
+    own = replace(
+        config, model=model, joint=replace(joint, coarse_projector_lr=1e-9, scales_per_step=None, draw="uniform"),
+        video_encoder=None, warm_start=None, start_from=str(tmp_path / "given"),
+    )  # fmt: skip
+    (tmp_path / "own.json").write_text(json.dumps(to_dict(own)))
+    assert command.run(str(tmp_path / "own.json"), data_dir, tmp_path / "run", False, None) == 0
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("given", "run/model"))
+    common = set(before) & set(after)
+    assert any("lora" in name or "AOR" in name for name in common)
+    for name in common:
+        torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=0)
+    assert {name.split(".")[3] for name in set(after) - common} == {"8"}
+
+
+def test_what_can_not_be_started_from_is_refused(tmp_path: Path) -> None:
+    sources = save_tiny_bases(tmp_path / "bases")
+    save_model(tiny_model("ms", sources=sources, scales=("a4",)), tmp_path / "given")
+    config = tiny_config("ms", scales=("a4",), sources=sources)
+    start_from(build_model(config), tmp_path / "given")
+    wide = replace(config, projector=replace(config.projector, hidden=9))
+    with pytest.raises(ValueError, match=r"given can't be started from: projectors\.audio\.at_rate\.4\.\S+ has shape"):
+        start_from(build_model(wide), tmp_path / "given")
+    record = json.loads((tmp_path / "given" / "config.json").read_text())
+    record["base"] = {"another": "1"}
+    (tmp_path / "given" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="it stands on another, and this model on "):
+        start_from(build_model(config), tmp_path / "given")

@@ -192,6 +192,8 @@ def _training(record: Record) -> str:
         if optim:
             steps, lr, batch_s = optim["num_steps"], optim["lr"], optim["batch_s"]
             lines.append(f"- {what}: {steps} steps of {batch_s:g} s of recordings, learning rate {lr:g}")
+    if training.get("start_from"):
+        lines.append(f"- the weights it started with: those of {training['start_from']}")
     if training.get("lips_from"):
         lines.append(f"- lip encoder: taken from {training['lips_from']}")
     return "\n".join(["## Training", "", lines[0], "", *lines[1:], "", "`config.json` has every setting."])

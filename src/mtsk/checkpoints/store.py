@@ -162,6 +162,28 @@ def load_lips(model: AvsrModel, folder: Path) -> None:
     model.video_encoder.load_state_dict({name: found[name] for name in wanted})
 
 
+def start_from(model: AvsrModel, folder: Path) -> None:
+    """Gives a fresh model the weights of a checkpoint, as far as it has parts of the same name; others stay fresh.
+
+    Raises:
+        ValueError: if the folder is no checkpoint, stands on other base weights, or has parts of another shape.
+    """
+    record, wanted = read_record(folder), base_sources(model.config)
+    other = [source for source in wanted if record.base.get(source) != source_hash(source)]
+    if other:
+        had = ", ".join(record.base)
+        raise ValueError(f"{folder} can't be started from: it stands on {had}, and this model on {', '.join(wanted)}")
+    state, tensors = _trained_state(model), _read_tensors(folder / WEIGHTS_FILE)
+    common = sorted(set(state) & set(tensors))
+    odd = [name for name in common if state[name].shape != tensors[name].shape]
+    if odd or not common:
+        what = f"{odd[0]} has shape {tuple(tensors[odd[0]].shape)}" if odd else "it has no part of this model"
+        raise ValueError(f"{folder} can't be started from: {what}")
+    with torch.no_grad():
+        for name in common:
+            state[name].copy_(tensors[name])
+
+
 @dataclass(frozen=True)
 class Record:
     """What a checkpoint says of itself."""

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 import mtsk
-from mtsk.checkpoints.store import avhubert_folder, build_model, load_lips, load_model, read_record, save_model
+from mtsk.checkpoints.store import (
+    avhubert_folder,
+    build_model,
+    load_lips,
+    load_model,
+    read_record,
+    save_model,
+    start_from,
+)
 from mtsk.commands.evaluate import batches_at
 from mtsk.config import AvHubertConfig, TrainConfig, from_dict, to_dict
 from mtsk.evaluation.grid import measure
@@ -25,12 +33,19 @@ _DEV_BATCH = 10  # utterances
 
 
 def run(
-    recipe: str, data_dir: Path | None, out_dir: Path | None, resume: bool, seed: int | None, onto: str | None = None
+    recipe: str,
+    data_dir: Path | None,
+    out_dir: Path | None,
+    resume: bool,
+    seed: int | None,
+    onto: str | None = None,
+    start: str | None = None,
 ) -> int:
     """Trains, and writes `out_dir/model`.
 
     Args:
         onto: a trained model that gets the recipe's character heads; nothing else is trained.
+        start: a model whose weights the run starts with.
 
     Raises:
         ValueError: if the recipe, the data or the folder does not fit, before anything is trained.
@@ -44,6 +59,8 @@ def run(
     config = _read_config(recipe)
     if seed is not None:
         config = dataclasses.replace(config, seed=seed)
+    if start is not None:
+        config = dataclasses.replace(config, start_from=start)
     if onto is not None or config.onto is not None:
         config = _only_heads(config, onto or str(config.onto))
     data = TrainingData.load(data_dir)
@@ -82,6 +99,8 @@ def train_model(
         record = {**read_record(folder).training, "ctc": heads}
     else:
         model = build_model(config.model)
+    if config.start_from is not None:
+        start_from(model, mtsk.model_folder(config.start_from))
     if config.lips_from is not None:
         load_lips(model, mtsk.model_folder(config.lips_from))
     model.to(accelerator.device)

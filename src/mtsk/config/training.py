@@ -191,6 +191,9 @@ class TrainConfig:
     lips_from: str | None = None
     """A model of this package, or a checkpoint folder, whose lip encoder is used as it is instead of training one."""
     ctc: CtcStageConfig | None = None
+    start_from: str | None = None
+    """A model of this package, or a checkpoint folder, whose weights the run starts with, as far as this model has such
+    parts: to go on with other data, stages or rates."""
     onto: str | None = None
     """A model of this package, or a checkpoint folder, that gets the character heads: only their stage is run, all
     other weights stay as they are there."""
@@ -222,6 +225,8 @@ class TrainConfig:
         require(learns == (self.model.ctc is not None), "ctc", self.ctc, heads)
         spelling = None if self.model.ctc and self.model.projector.audio_context else self.spelling
         require(spelling is None, "spelling", spelling, "null without model.ctc and model.projector.audio_context")
+        both = self.start_from if self.onto is not None else None
+        require(both is None, "start_from", both, "null beside onto, which keeps a model's weights as they are")
         onto = self.onto if self.ctc is None else None
         require(onto is None, "onto", onto, "null without ctc, the stage that trains the character heads")
         weighable = {name for scale in self.model.grid for name in (str(scale), scale.task)}

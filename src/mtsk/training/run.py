@@ -165,7 +165,7 @@ def _check(config: TrainConfig, model: AvsrModel, data: TrainingData) -> None:
         raise ValueError(
             "video_encoder, the stage that trains a compact lip encoder, does not fit another one; leave it"
         )
-    lips_exist = config.video_encoder or config.lips_from or config.onto
+    lips_exist = config.video_encoder or config.lips_from or config.onto or config.start_from
     if isinstance(model.video_encoder, CompactVideoEncoder) and not lips_exist:
         raise ValueError(
             "the scales have video rates, but there is no lip encoder: video_encoder, the stage that trains one, is "
