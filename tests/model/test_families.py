@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from mtsk.checkpoints.store import build_model, load_model, save_model
 from mtsk.config import LoraConfig, ModelConfig, from_dict, to_dict
@@ -21,6 +21,7 @@ from mtsk.inference.decoding import greedy
 from mtsk.model import llm as llm_module
 from mtsk.model.avsr import AvsrModel, Encoded
 from mtsk.model.llm import Llm
+from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
 from tests.tiny import (
     TEXTS,
@@ -52,6 +53,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GPT_NEO: dict[str, Any] = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+GPT_NEO |= {"window_size": 32}
 MIXED = WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -92,12 +95,17 @@ FAMILIES = {
     "gemma": Family("Gemma", {"head_dim": 24}),
     "gemma-2": Family("Gemma2", {"head_dim": 24, "final_logit_softcapping": 20.0, **MIXED}),
     "gemma-3": Family("Gemma3Text", {"head_dim": 24, **MIXED}, "Gemma3ForCausalLM"),
+    "gemma-3, longer": Family("Gemma3Text", {"head_dim": 24, **MIXED, "sliding_window": 128}, "Gemma3ForCausalLM"),
     "granite": Family("Granite", {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.3}),
     "cohere-2": Family("Cohere2", {"logit_scale": 0.25, **MIXED}),
     "olmo-2": Family("Olmo2", {}),
     "phi-3": Family("Phi3", {}, targets=("qkv_proj", "down_proj")),
     "smollm3": Family("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "gpt-neo": Family("GPTNeo", GPT_NEO, targets=("q_proj", "v_proj")),
+    "bloom": Family("Bloom", {"n_head": 4, "n_layer": 2}, targets=("query_key_value",)),
 }
+# Read row by row: always, or where a text outgrows a window that is long enough to be tried.
+BY_ROW = {"mistral": 0, "gemma-2": 0, "gemma-3": 0, "cohere-2": 0, "gpt-neo": 0, "bloom": 0, "gemma-3, longer": 128}
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,13 @@ def test_greedy_is_generate(name: str) -> None:
         expected = generated[0].tolist()
         ends = [i for i, token in enumerate(expected) if token in vocabulary.ends]
         assert tokens == expected[: min(ends, default=None)], f"row {row}"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_are_read_side_by_side_where_that_is_right(name: str) -> None:
+    model, longest = _made(name).ours, BY_ROW.get(name, 512)
+    assert isinstance(model.new_cache(longest), DynamicCache if name in BY_ROW else RowsCache)
+    assert isinstance(model.new_cache(longest - 1), RowsCache if longest else DynamicCache)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 import mtsk
 from mtsk.device import dtype_of
 from mtsk.serving.settings import Settings
@@ -22,5 +24,7 @@ def run(model: str, settings: Settings, *, precision: str) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"mtsk serve needs {error.name}; pip install 'mtsk[serve]'") from None
     logs.set_up()
+    if settings.threads:  # before the model is loaded, which measures what it gives with so many
+        torch.set_num_threads(settings.threads)
     app.serve(mtsk.load(model, dtype=dtype_of(precision)), settings)
     return 0

@@ -45,9 +45,9 @@ class FeatureChangesConfig:
     """Random changes of the features of sound, drawn anew at every step, even where features are cached."""
 
     mask_s: float = 0.0
-    """Longest stretch that is nothing, one drawn for each second; 0 for none."""
+    """Longest stretch that is nothing, one drawn for each second of the longest row; 0 for none."""
     voice_prob: float = 0.0
-    """Share of rows whose mean and spread over time go towards those of another row of the batch."""
+    """Share of rows whose mean and spread over time go towards those of another of the batch, if one is drawn."""
 
     def __post_init__(self) -> None:
         require(self.mask_s >= 0, "mask_s", self.mask_s, "0 or more")
@@ -148,6 +148,7 @@ class JointStageConfig:
     character_weight: float = 0.0
     """As in `WarmStartStageConfig`: the layers before the projectors go on spelling while the LLM learns to read."""
     features: FeatureChangesConfig = field(default_factory=FeatureChangesConfig)
+    """What changes before the layers of context."""
 
     def __post_init__(self) -> None:
         wanted, least = self.scales_per_step, 2 if self.draw == "sandwich" else 1
@@ -174,6 +175,7 @@ class CtcStageConfig:
     """Of the cross-entropy against word times, a word's characters spread over its time: it keeps the times honest."""
     ctc_weight: float = 1.0
     features: FeatureChangesConfig = field(default_factory=FeatureChangesConfig)
+    """What changes before the layers of context, where there are some."""
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,12 @@ def greedy(
         _Row(limit, ends, draft, None if model.is_exact else functools.partial(_alone, model, last, scales, row, cache))
         for row, (limit, draft) in enumerate(zip(max_new_tokens, drafts, strict=True))
     ]
-    next_ = replace(last, mask_BS=torch.tensor([[int(row.is_open)] for row in rows], device=last.mask_BS.device))
+    is_open_B1 = torch.tensor([[int(row.is_open)] for row in rows], device=last.mask_BS.device)
+    next_ = replace(last, mask_BS=is_open_B1, positions_BS=last.positions_BS * is_open_B1)
     with model.select(scales):
         while any(row.is_open for row in rows):
-            longest = _MOST_COLUMNS // sum(row.is_open for row in rows) - 1
+            spare = max(0, _MOST_COLUMNS - sum(row.is_open for row in rows))
+            longest = spare // max(1, sum(row.is_open and row.has_draft for row in rows))
             proposals = [row.proposal(longest) for row in rows]
             read = _with_drafts(next_, proposals, model.embedding_VE)
             logits_BDV = model.last_logits(read, cache, read.mask_BS.shape[1])
@@ -117,7 +119,7 @@ def _decoded(rows: Sequence[_Row]) -> Decoded:
 
 
 def _one_by_one(model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], limits: Sequence[int]) -> Decoded:
-    """For a state that sums up the past, or a window of it: each row alone, step by step."""
+    """For a state that sums up the past, or a window of it: each row alone, step by step, without drafts."""
     rows = [_Row(limit, model.prompts.vocabulary.ends, (), None) for limit in limits]
     for number, row in enumerate(rows):
         cache, next_ = DynamicCache(config=model.llm.config), row_of(inputs, number)
@@ -145,9 +147,14 @@ class _Row:
         self._limit, self._ends, self._draft, self._alone = limit, ends, Draft.of(draft), alone
         self._reach = _FIRST_REACH
 
+    @property
+    def has_draft(self) -> bool:
+        """Whether there was one, of which something may be left."""
+        return bool(self._draft.tokens)
+
     def proposal(self, longest: int) -> Sequence[int]:
         """How the text may go on, as far as it is worth a check, and at most so far."""
-        num = min(self._reach, max(1, longest), self._limit - len(self.written) - 1)
+        num = min(self._reach, longest, self._limit - len(self.written) - 1)
         return self._draft.rest()[:num] if self.is_open else ()
 
     def take(self, proposal: Sequence[int], logits_DV: Tensor) -> int:
@@ -248,14 +255,12 @@ def _with_drafts(next_: LlmInput, proposals: Sequence[Sequence[int]], table_VE: 
 
 
 def _next(read: LlmInput, agreed: Sequence[int], last: Sequence[int | None], table_VE: Tensor) -> LlmInput:
-    """The last token of each open row, after those that the row agreed with; other rows are padding."""
+    """The last token of each open row, after those that the row agreed with; other rows are padding, at place 0."""
     device = table_VE.device
     tokens_B1 = torch.tensor([[token or 0] for token in last], device=device)
-    return LlmInput(
-        torch.nn.functional.embedding(tokens_B1, table_VE),
-        torch.tensor([[int(token is not None)] for token in last], device=device),
-        read.positions_BS + torch.tensor([[num + 1] for num in agreed], device=device),
-    )
+    is_open_B1 = torch.tensor([[int(token is not None)] for token in last], device=device)
+    positions_B1 = read.positions_BS + torch.tensor([[num + 1] for num in agreed], device=device)
+    return LlmInput(torch.nn.functional.embedding(tokens_B1, table_VE), is_open_B1, positions_B1 * is_open_B1)
 
 
 def _alone(

@@ -111,7 +111,8 @@ class Engine:
     ) -> list[Segment]:
         """Recognises examples, each at its own scale, in one batch: tasks, scales and lengths may be mixed.
 
-        Each result is that of the example alone, up to rounding. What an example has beyond its scale is not used.
+        Each result is that of the example alone; on a graphics card, up to rounding. What an example has beyond its
+        scale is not used.
 
         Args:
             examples: at most about 30 s each.

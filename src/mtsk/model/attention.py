@@ -2,7 +2,9 @@
 
 On a processor, in bfloat16 and where nothing is learned, it is two products and a softmax between them. That is twice
 as fast there as torch's fused kernel (700 columns, 8 heads of 64: 2.7 ms against 6.3), and what it gives for a query
-does not depend on how many others there are, nor on places that the mask hides.
+does not depend on how many others there are, nor on places that the mask hides. Scores are rounded to bfloat16, so
+that it errs more the larger they are (of deviation 1, 3 and 6: by 0.05, 0.4 and 1.2 %; the fused kernel by 0.03, 0.1
+and 0.1 %): not for models with large ones.
 
 Letters: B rows, H heads, Q queries, T places, D channels of a head.
 """
@@ -37,5 +39,5 @@ def _two_products(query_BHQD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask
     query = query_BHQD.flatten(0, 1) * query_BHQD.shape[-1] ** -0.5
     scores = torch.bmm(query, key_BHTD.flatten(0, 1).transpose(1, 2))
     if mask_B1QT is not None:
-        scores.view(*query_BHQD.shape[:3], -1).add_(mask_B1QT)
+        scores.view(*query_BHQD.shape[:3], key_BHTD.shape[2]).add_(mask_B1QT)
     return torch.bmm(scores.softmax(dim=-1), value_BHTD.flatten(0, 1)).view(query_BHQD.shape)

@@ -281,11 +281,14 @@ class AvsrModel(nn.Module):
 
     def new_cache(self, most_columns: int) -> RowsCache | DynamicCache:
         """For rows of unlike length, of up to so many columns, side by side; or, where the LLM has a state that sums up
-        the past or a window of it, for one row, of which nothing can be taken back."""
+        the past or a window of it, for one row: nothing of it can be taken back, so drafts are of no use."""
+        if self._flat is not None:
+            return RowsCache()
         plain = DynamicCache(config=self.llm.config)
         windows = [getattr(layer, "sliding_window", None) for layer in plain.layers]
-        fits = all(window is None or window > most_columns for window in windows)
-        return RowsCache() if self._flat is not None or (fits and self._llm.reads_rows) else plain
+        windows += [getattr(self.llm.config, "window_size", None)]  # of GPT-Neo, whose cache does not tell
+        fits = not any(plain.is_linear) and all(window is None or window > most_columns for window in windows)
+        return RowsCache() if fits and self._llm.reads_rows else plain
 
     def next_logits(self, inputs: LlmInput, cache: Cache) -> Tensor:
         """(B, V) logits of the token after the input's last column. Call it within a selection of adapters.
@@ -301,17 +304,16 @@ class AvsrModel(nn.Module):
         `next_logits`."""
         hidden_BKE = self.read(inputs, cache)[:, -num_columns:]
         is_real_BK = inputs.mask_BS[:, -num_columns:].bool()
-        logits_NV = self._llm.logits(hidden_BKE[is_real_BK], self._flat.head if self._flat is not None else None)
+        logits_NV = self._llm.logits(hidden_BKE[is_real_BK], self._flat.read_head if self._flat is not None else None)
         if len(logits_NV) == is_real_BK.numel():
             return logits_NV.view(*is_real_BK.shape, -1)
         return logits_NV.new_zeros(*is_real_BK.shape, logits_NV.shape[-1]).index_put_((is_real_BK,), logits_NV)
 
     def read(self, inputs: LlmInput, cache: Cache) -> Tensor:
         """(B, S, E) last hidden states; those of padding mean nothing. See `next_logits`."""
-        if self._flat is None:
-            return self._llm.read(inputs, cache)
-        assert isinstance(cache, RowsCache)
-        return self._flat(inputs, cache)
+        if self._flat is not None and isinstance(cache, RowsCache):
+            return self._flat(inputs, cache)
+        return self._llm.read(inputs, cache)
 
     def flatten(self) -> None:
         """From now on `next_logits` and `last_logits` read with the weights as they are now, in fewer calls; if the
@@ -368,7 +370,7 @@ class AvsrModel(nn.Module):
         self, name: str, features: Features | None, rates: Sequence[tuple[int | None, int | None]]
     ) -> list[Tensor]:
         """For each row its tokens (K, E), projected at one rate and averaged to another; K = 0 where those are None."""
-        tokens = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])] * len(rates)
+        tokens = [self.embedding_VE[:0]] * len(rates)
         if all(rate is None for _, rate in rates):
             return tokens
         if features is None:
@@ -392,7 +394,7 @@ class AvsrModel(nn.Module):
 
     def no_input(self, scale: Scale) -> LlmInput:
         """One row: the prompt of a scale without its media, for the baseline that hears and sees nothing."""
-        nothing = [self.embedding_VE.new_zeros(0, self.embedding_VE.shape[1])]
+        nothing = [self.embedding_VE[:0]]
         prompt = self.prompts.prompt(audio=scale.audio is not None, video=scale.video is not None)
         inputs: LlmInput = self.fusion([[*self.prompts.begin, *prompt]], nothing, nothing, self.embedding_VE)
         return inputs

@@ -5,8 +5,8 @@ matrix, an adapter that all rows use is added to its weights once, query heads t
 and the mask is made once per pass. On a small LLM these calls cost more than a third of a step.
 
 In bfloat16 on a processor a column has the same result, to the bit, whatever is read beside it: oneDNN sums each row of
-a product alike, however many rows there are, from two rows on, and `attention` is made of products there. `exactness`
-measures it.
+a product alike, however many rows there are, from two rows on, and `attention` is made of products there, if no biases
+make its scores large. `exactness` measures it.
 
 An LLM that has more to it is read by its own code: see `FlatDecoder.fits`.
 
@@ -82,6 +82,9 @@ class FlatDecoder:
         self._norm = norm(decoder.norm)
         self._act: Callable[[Tensor], Tensor] = decoder.layers[0].mlp.act_fn
         join = partial(_join, is_shared=adapters.is_shared, make=make)
+        # Biases make large scores (Qwen2).
+        has_biases = decoder.layers[0].self_attn.k_proj.bias is not None
+        self._attention = functional.scaled_dot_product_attention if has_biases else attention
         self._layers = [
             _Layer(
                 first_norm=norm(layer.input_layernorm),
@@ -137,6 +140,10 @@ class FlatDecoder:
             hidden = hidden + layer.down(self._act(gate) * up)
         return _unpacked(self._norm(hidden), real_N, shape_BS)
 
+    def read_head(self, hidden_NE: Tensor) -> Tensor:
+        """(N, V) logits, as `head`, from two rows at least."""
+        return self.head(hidden_NE.expand(2, -1))[:1] if len(hidden_NE) == 1 else self.head(hidden_NE)
+
     def _mask(self, visible_BST: Tensor) -> Tensor:
         """(B, 1, folds * S, T), for queries of all heads that share keys."""
         mask_BST = visible_BST.new_zeros(visible_BST.shape, dtype=self._attention_dtype)
@@ -165,7 +172,7 @@ class FlatDecoder:
         query_BHSD, key_BKSD = rotated_BHSD[:, : self._num_heads], rotated_BHSD[:, self._num_heads :]
         key_BKTD, value_BKTD = cache.update(key_BKSD, value_BKSD, number)
         folded = query_BHSD.reshape(num_rows, self._num_key_heads, -1, query_BHSD.shape[-1])
-        mixed = attention(folded, key_BKTD, value_BKTD, mask)
+        mixed = self._attention(folded, key_BKTD, value_BKTD, mask)
         return mixed.view(query_BHSD.shape).transpose(1, 2).reshape(num_rows, num_columns, -1)
 
 

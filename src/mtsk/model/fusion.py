@@ -1,7 +1,7 @@
 """Token sequences and projected features -> the LLM's input embeddings, with attention mask, positions and labels.
 
-Rows are padded on the left, so that the text ends at the right edge in every row: labels are the last columns, and a
-generated token is always the next column. Letters: B rows, S sequence, L label columns, E embedding width.
+Rows are padded on the left, so that the text ends at the right edge in every row: labels are the last columns, and so
+is what the LLM has to go on from. Letters: B rows, S sequence, L label columns, E embedding width.
 """
 
 from __future__ import annotations

@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from mtsk.device import best_device, has_bf16
 from mtsk.model.fusion import LlmInput
 from mtsk.model.prompt import PromptBuilder, Vocabulary
-from mtsk.model.rows_cache import RowsCache
+from mtsk.model.rows_cache import PLACES, RowsCache
 
 # Largest difference of logits, as a share of their standard deviation. Rounding to float32 makes 1e-5, to 4 bits 0.1,
 # to 8 bits 0.4 (there the rounding of a position depends on the others), and a forgotten factor several.
 _TOLERANCE, _ROUGH_TOLERANCE = 0.01, 1.0
+_LOG = logging.getLogger(__name__)
 _NUM_PADDING, _NUM_TOKENS = 2, 6  # of the sequence that is compared
 
 
@@ -98,11 +99,25 @@ class Llm:
     def reads_rows(self) -> bool:
         """Whether the model reads rows of unlike length side by side as it does alone: measured, as it is a matter of
         how it treats masks and positions."""
-        ids_BS = torch.arange(2 * _NUM_TOKENS, device=self.embedding_VE.device).view(2, -1) % len(self.embedding_VE)
+        table_VE = self.embedding_VE
+        ids_BS = torch.linspace(0, len(table_VE) - 1, 2 * (PLACES + 6), device=table_VE.device).long().view(2, -1)
+        name = type(self.model).__name__
         try:
-            return self._difference_of_rows(ids_BS) <= _ROUGH_TOLERANCE
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError):
+            difference = self._difference_of_rows(ids_BS)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            _LOG.info("%s is read row by row: it can't read rows side by side (%s)", name, error)
             return False
+        if not difference <= self.tolerance:
+            _LOG.info("%s is read row by row: side by side its logits differ by %.2g deviations", name, difference)
+        return difference <= self.tolerance
+
+    @property
+    def tolerance(self) -> float:
+        """By how many standard deviations logits may differ that should be the same."""
+        exact = self.embedding_VE.dtype == torch.float32 and not getattr(self.model, "is_quantized", False)
+        return _TOLERANCE if exact else _ROUGH_TOLERANCE
 
     @torch.no_grad()
     def _difference_of_rows(self, ids_BS: Tensor) -> float:
@@ -111,8 +126,10 @@ class Llm:
         last_B1 = torch.tensor([[num - 1], [num - 3]], device=device)
         wholes = [row_S[None, : last + 1] for row_S, last in zip(ids_BS, last_B1[:, 0].tolist(), strict=True)]
         expected_BV = torch.stack([self.model(input_ids=whole_1S).logits[0, -1] for whole_1S in wholes])
-        for places_BS in (torch.arange(num - 1, device=device).expand(2, -1), last_B1):
-            embeds_BSE = self.embedding_VE[ids_BS.gather(1, places_BS)]
+        wrong_BS = ids_BS.clone()
+        wrong_BS[1, num - 3 :] = ids_BS[0, :3]  # what is written over, or never seen
+        for its_BS, places_BS in ((wrong_BS, torch.arange(num - 1, device=device).expand(2, -1)), (ids_BS, last_B1)):
+            embeds_BSE = self.embedding_VE[its_BS.gather(1, places_BS)]
             hidden_BSE = self.read(LlmInput(embeds_BSE, torch.ones_like(places_BS), places_BS), cache)
         return float((self.logits(hidden_BSE[:, -1]) - expected_BV).abs().max() / expected_BV.std())
 
@@ -232,9 +249,8 @@ def _check_reading(llm: Llm) -> None:
         found_V = llm.logits(hidden_1SE[0, -1]).float()
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name} can't be used: it does not read embeddings with a cache ({error})") from error
-    exact = table_VE.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     difference = float((found_V - expected_V).abs().max() / expected_V.std())
-    if not difference <= (_TOLERANCE if exact else _ROUGH_TOLERANCE):  # not a number is refused too
+    if not difference <= llm.tolerance:  # not a number is refused too
         raise ValueError(
             f"{name} can't be used: it does more with embeddings, padding or logits than is known here (its logits "
             f"differ by {difference:.2g} standard deviations)"

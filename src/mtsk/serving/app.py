@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
-import torch
 import uvicorn
 from fastapi import FastAPI
 from starlette.responses import FileResponse, Response
@@ -197,8 +196,6 @@ def serve(engine: Engine, settings: Settings) -> None:
         ValueError: if the model has not what the settings name.
         OSError: if the address can't be had.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     app = create_app(engine, settings)
     config = uvicorn.Config(
         app,

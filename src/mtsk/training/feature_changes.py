@@ -20,7 +20,8 @@ _TINY = 1e-5
 
 def changed(encoded: Encoded, config: FeatureChangesConfig) -> Encoded:
     """The features of sound with masks and mixed voices, drawn anew from torch's generator; lips stay as they are."""
-    if encoded.audio is None or not int(encoded.audio.lengths_B.max()):
+    asked = config.voice_prob or config.mask_s
+    if not asked or encoded.audio is None or not int(encoded.audio.lengths_B.max()):
         return encoded
     values_BTD, lengths_B = encoded.audio.values_BTD, encoded.audio.lengths_B
     steps_T = torch.arange(values_BTD.shape[1], device=values_BTD.device)
@@ -33,8 +34,9 @@ def changed(encoded: Encoded, config: FeatureChangesConfig) -> Encoded:
 
 
 def _mix_voices(values_BTD: Tensor, is_real_BT1: Tensor, prob: float) -> Tensor:
-    """Some rows get mean and spread, per channel over time, between their own and those of another row (MixStyle, Zhou
-    et al. 2021): what does not change within a recording is the voice, the room and the microphone."""
+    """Some rows get mean and spread, per channel over time, between their own and those of a row that is drawn
+    (MixStyle, Zhou et al. 2021): what does not change within a recording is the voice, the room and the microphone."""
+    dtype, values_BTD = values_BTD.dtype, values_BTD.float()
     num_B11 = is_real_BT1.sum(dim=1, keepdim=True).clamp(min=1)
     mean_B1D = (values_BTD * is_real_BT1).sum(dim=1, keepdim=True) / num_B11
     spread_B1D = ((values_BTD - mean_B1D).square() * is_real_BT1).sum(dim=1, keepdim=True).div(num_B11).sqrt() + _TINY
@@ -44,7 +46,7 @@ def _mix_voices(values_BTD: Tensor, is_real_BT1: Tensor, prob: float) -> Tensor:
     other_B = torch.where(is_real_BT1.any(dim=1)[other_B, 0], other_B, torch.arange(num_rows, device=device))
     share_B11 = torch.rand(num_rows, 1, 1, device=device) * (torch.rand(num_rows, 1, 1, device=device) < prob)
     mixed_mean, mixed_spread = (s + share_B11 * (s[other_B] - s) for s in (mean_B1D, spread_B1D))
-    return (values_BTD - mean_B1D) * (mixed_spread / spread_B1D) + mixed_mean
+    return ((values_BTD - mean_B1D) * (mixed_spread / spread_B1D) + mixed_mean).to(dtype)
 
 
 def _masks(lengths_B: Tensor, steps_T: Tensor, mask_s: float) -> Tensor:
