@@ -147,6 +147,31 @@ def test_no_draft_changes_the_text(model: AvsrModel) -> None:
             assert (alone.tokens[0], alone.num_steps[0]) == (plain.tokens[i], drafted.num_steps[i])
 
 
+@pytest.mark.parametrize("num_seats", [1, 2, 5])
+def test_where_a_row_ends_another_begins(model: AvsrModel, monkeypatch: pytest.MonkeyPatch, num_seats: int) -> None:
+    scales, limits = SCALES * 3, [9, 14, 5, 3, 0, 8, 12, 1, 14]
+    batch = tiny_batch(TEXTS[:3] * 3, (1.31, 0.735, 2.0) * 3, (30, 19, 47) * 3)
+    plain = _decoded(model, batch, scales, limits)
+    assert [len(row) for row in plain.tokens] == limits, "chosen so that no row ends by itself"
+    drafts = [row[1:] + row[:3] for row in plain.tokens]
+    num_passes: dict[int, int] = {}
+    exact = model.last_logits
+
+    def last_logits(inputs: LlmInput, cache: Cache, num_columns: int) -> torch.Tensor:
+        num_rows = len(inputs.mask_BS)
+        num_passes[num_rows] = num_passes.get(num_rows, 0) + 1
+        return exact(inputs, cache, num_columns)
+
+    monkeypatch.setattr(model, "last_logits", last_logits)
+    monkeypatch.setattr(decoding, "_MOST_ROWS", num_seats)
+    decoded = _decoded(model, batch, scales, limits)
+    assert decoded.tokens == plain.tokens
+    assert decoded.num_steps == plain.num_steps
+    assert set(num_passes) == {num_seats}
+    assert num_passes[num_seats] <= sum(limits) / num_seats + max(limits)
+    assert _decoded(model, batch, scales, limits, drafts).tokens == plain.tokens
+
+
 def test_a_draft_is_checked_as_far_as_it_was_right(model: AvsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one that is wrong throughout soon one token in each pass, of a right one twice as many as before."""
     batch = row_of(tiny_batch(), 1)

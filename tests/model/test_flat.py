@@ -1,6 +1,7 @@
 """Reading an LLM in fewer calls is reading it: transformers' own code is the reference. And with 8-bit weights."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,14 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtsk.config import LoraConfig
 from mtsk.inference.decoding import read_prompts
+from mtsk.model.audio_encoder import WhisperAudioEncoder
 from mtsk.model.avsr import AvsrModel
 from mtsk.model.flat import FlatDecoder
 from mtsk.model.fusion import LlmInput
 from mtsk.model.int8 import Int8Projection, int8_is_fast
 from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
-from tests.tiny import tiny_batch, tiny_model
+from tests.tiny import (
+    randomize_adapters,
+    tiny_batch,
+    tiny_config,
+    tiny_llm,
+    tiny_model,
+    tiny_video_encoder,
+    tiny_whisper,
+)
 
 SCALES = [Scale.parse(text) for text in ("a16v5", "v2", "a4")]
 needs_vnni = pytest.mark.skipif(not int8_is_fast(), reason="this processor has no VNNI")
@@ -50,6 +61,20 @@ def test_logits_are_those_of_transformers(kind: str, strategy: str) -> None:
     for own, flat in zip(expected, found, strict=True):
         torch.testing.assert_close(flat, own, atol=2e-4, rtol=0)
     assert float(expected[0].std()) > 0.5, "or the tolerance says nothing"
+
+
+@torch.inference_mode()
+def test_every_projection_may_be_adapted() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        config = replace(tiny_config("ms"), lora=LoraConfig(rank=4, targets=targets))
+        model = AvsrModel(config, tiny_llm(), WhisperAudioEncoder(tiny_whisper(), "real"), tiny_video_encoder())
+        randomize_adapters(model)
+    expected = list(_passes(model))
+    model.flatten()
+    for own, flat in zip(expected, _passes(model), strict=True):
+        torch.testing.assert_close(flat, own, atol=2e-4, rtol=0)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ by 0.4 units (root mean square, measured in bfloat16)."""
 
 _FIRST_REACH = 32
 """Tokens of a draft that are checked in a row's first pass: a sentence."""
+
+
+_MOST_ROWS = 24
+"""That are read at once: where one ends, another begins."""
 
 
 _MOST_COLUMNS = 64
@@ -91,27 +95,59 @@ def greedy(
     cache = model.new_cache(inputs.mask_BS.shape[1] + max(max_new_tokens, default=0))
     if not isinstance(cache, RowsCache):
         return _one_by_one(model, inputs, scales, max_new_tokens)
-    last = read_prompts(model, inputs, scales, cache, [limit > 0 for limit in max_new_tokens])
     ends, drafts = model.prompts.vocabulary.ends, drafts or [()] * len(scales)
-    rows = [
-        _Row(limit, ends, draft, None if model.is_exact else functools.partial(_alone, model, last, scales, row, cache))
-        for row, (limit, draft) in enumerate(zip(max_new_tokens, drafts, strict=True))
-    ]
-    is_open_B1 = torch.tensor([[int(row.is_open)] for row in rows], device=last.mask_BS.device)
-    next_ = replace(last, mask_BS=is_open_B1, positions_BS=last.positions_BS * is_open_B1)
-    with model.select(scales):
-        while any(row.is_open for row in rows):
-            spare = max(0, _MOST_COLUMNS - sum(row.is_open for row in rows))
-            longest = spare // max(1, sum(row.is_open and row.has_draft for row in rows))
-            proposals = [row.proposal(longest) for row in rows]
-            read = _with_drafts(next_, proposals, model.embedding_VE)
-            logits_BDV = model.last_logits(read, cache, read.mask_BS.shape[1])
-            agreed = [
-                row.take(proposal, logits_DV) if row.is_open else 0
-                for row, proposal, logits_DV in zip(rows, proposals, logits_BDV, strict=True)
-            ]
-            next_ = _next(next_, agreed, [row.written[-1] if row.is_open else None for row in rows], model.embedding_VE)
+    rows = [_Row(limit, ends, draft) for limit, draft in zip(max_new_tokens, drafts, strict=True)]
+    # Long ones first: so the last ones to be seated are soon done.
+    waiting = sorted((i for i, row in enumerate(rows) if row.is_open), key=lambda i: int(inputs.mask_BS[i].sum()))
+    table = _Table(model, inputs, scales, cache, min(len(waiting), _MOST_ROWS))
+    while waiting or any(rows[i].is_open for i in table.seated):
+        for seat in table.free(rows)[: len(waiting)]:
+            table.sit(seat, waiting.pop(), rows)
+        with model.select([scales[i] for i in table.seated]):
+            table.step(rows)
+            while not (waiting and table.free(rows)) and any(rows[i].is_open for i in table.seated):
+                table.step(rows)
     return _decoded(rows)
+
+
+class _Table:
+    """The rows that are read at once, each in its seat, a row of the cache; when it is done another may sit there."""
+
+    def __init__(
+        self, model: AvsrModel, prompts: LlmInput, scales: Sequence[Scale], cache: RowsCache, num_seats: int
+    ) -> None:
+        self._model, self._prompts, self._scales, self._cache = model, prompts, scales, cache
+        self._num_seats = num_seats
+        self.seated: list[int] = []
+        self._next = LlmInput(*(part[:num_seats, -1:].clone() for part in vars(prompts).values()))
+
+    def free(self, rows: Sequence[_Row]) -> list[int]:
+        """Seats whose row is done, and those where none was yet."""
+        done = [seat for seat, i in enumerate(self.seated) if not rows[i].is_open]
+        return done + list(range(len(self.seated), self._num_seats))
+
+    def sit(self, seat: int, i: int, rows: Sequence[_Row]) -> None:
+        """Reads the prompt of row `i`, all but its last column, into the cache."""
+        self.seated[seat : seat + 1] = [i]
+        last = read_prompt(self._model, self._prompts, i, self._scales[i], self._cache, seat, self._num_seats)
+        for into, part in zip(vars(self._next).values(), vars(last).values(), strict=True):
+            into[seat] = part[0]
+        if not self._model.is_exact:
+            rows[i].alone = functools.partial(_alone, self._model, last, self._scales[i], seat, self._cache)
+
+    def step(self, rows: Sequence[_Row]) -> None:
+        """One pass of the LLM over all seats."""
+        table_VE, seated = self._model.embedding_VE, [rows[i] for i in self.seated]
+        spare = max(0, _MOST_COLUMNS - sum(row.is_open for row in seated))
+        longest = spare // max(1, sum(row.is_open and row.has_draft for row in seated))
+        proposals = [row.proposal(longest) for row in seated]
+        read = _with_drafts(self._next, proposals, table_VE)
+        logits_BDV = self._model.last_logits(read, self._cache, read.mask_BS.shape[1])
+        agreed = [
+            row.take(proposal, logits_DV) if row.is_open else 0
+            for row, proposal, logits_DV in zip(seated, proposals, logits_BDV, strict=True)
+        ]
+        self._next = _next(self._next, agreed, [row.written[-1] if row.is_open else None for row in seated], table_VE)
 
 
 def _decoded(rows: Sequence[_Row]) -> Decoded:
@@ -120,7 +156,7 @@ def _decoded(rows: Sequence[_Row]) -> Decoded:
 
 def _one_by_one(model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], limits: Sequence[int]) -> Decoded:
     """For a state that sums up the past, or a window of it: each row alone, step by step, without drafts."""
-    rows = [_Row(limit, model.prompts.vocabulary.ends, (), None) for limit in limits]
+    rows = [_Row(limit, model.prompts.vocabulary.ends) for limit in limits]
     for number, row in enumerate(rows):
         cache, next_ = DynamicCache(config=model.llm.config), row_of(inputs, number)
         with model.select([scales[number]]):
@@ -131,20 +167,17 @@ def _one_by_one(model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], lim
 
 
 class _Row:
-    """What a row has written, and what is left of its draft.
+    """What a row has written, and what is left of its draft."""
 
-    Args:
-        alone: decides near ties, from what is written; None: there is nothing to be decided.
-    """
+    alone: Callable[[list[int]], Tensor] | None = None
+    """Decides near ties, from what is written; None: there is nothing to be decided."""
 
-    def __init__(
-        self, limit: int, ends: Sequence[int], draft: Sequence[int], alone: Callable[[list[int]], Tensor] | None
-    ) -> None:
+    def __init__(self, limit: int, ends: Sequence[int], draft: Sequence[int] = ()) -> None:
         self.written: list[int] = []
         self.log_probs: list[float] = []
         self.num_steps = 0
         self.is_open = limit > 0
-        self._limit, self._ends, self._draft, self._alone = limit, ends, Draft.of(draft), alone
+        self._limit, self._ends, self._draft = limit, ends, Draft.of(draft)
         self._reach = _FIRST_REACH
 
     @property
@@ -167,10 +200,10 @@ class _Row:
         best_D2 = logits_DV[: len(proposal) + 1].topk(2, dim=-1)
         for i, (values, tokens) in enumerate(zip(best_D2.values.tolist(), best_D2.indices.tolist(), strict=True)):
             logits_V, token = logits_DV[i], tokens[0]
-            if self._alone is not None:
+            if self.alone is not None:
                 rounding = torch.finfo(logits_V.dtype).eps * max(map(abs, values))
                 if values[0] - values[1] <= _NEAR_TIE_EPS * rounding:
-                    logits_V = self._alone(self.written)
+                    logits_V = self.alone(self.written)
                     self.num_steps += 1
                     token = int(logits_V.argmax())
             self._write(token, float(logits_V[token].float() - logits_V.float().logsumexp(dim=-1)))
@@ -204,13 +237,7 @@ def loop_surplus(tokens: Sequence[int]) -> int:
     return 0
 
 
-def read_prompts(
-    model: AvsrModel,
-    inputs: LlmInput,
-    scales: Sequence[Scale],
-    cache: RowsCache,
-    is_read: Sequence[bool] | None = None,
-) -> LlmInput:
+def read_prompts(model: AvsrModel, inputs: LlmInput, scales: Sequence[Scale], cache: RowsCache) -> LlmInput:
     """Reads all of the prompts but the last column, row by row: what the cache has of a row does not depend on others,
     and nothing is spent on padding.
 
@@ -218,19 +245,26 @@ def read_prompts(
         inputs: prompts of B rows, padded on the left.
         scales: whose adapters each row uses.
         cache: an empty one.
-        is_read: the rows whose prompts are needed; default: all.
 
     Returns:
         What the cache has not seen: the last column.
     """
     for row, scale in enumerate(scales):
-        prompt = row_of(inputs, row)
-        if prompt.mask_BS.shape[1] > 1 and (is_read is None or is_read[row]):
-            alone = RowsCache()
-            with model.select([scale]):
-                model.read(row_of(prompt, 0, slice(0, -1)), alone)
-            cache.put(row, len(scales), alone)
-    return LlmInput(inputs.embeds_BSE[:, -1:], inputs.mask_BS[:, -1:], inputs.positions_BS[:, -1:])
+        read_prompt(model, inputs, row, scale, cache, row, len(scales))
+    return LlmInput(*(part[:, -1:] for part in vars(inputs).values()))
+
+
+def read_prompt(
+    model: AvsrModel, inputs: LlmInput, row: int, scale: Scale, cache: RowsCache, seat: int, num_seats: int
+) -> LlmInput:
+    """Reads the prompt of a row, all but its last column, into a row of a cache that has so many; returns the last."""
+    prompt = row_of(inputs, row)
+    if prompt.mask_BS.shape[1] > 1:
+        alone = RowsCache()
+        with model.select([scale]):
+            model.read(row_of(prompt, 0, slice(0, -1)), alone)
+        cache.put(seat, num_seats, alone)
+    return row_of(prompt, 0, slice(-1, None))
 
 
 def row_of(inputs: LlmInput, row: int, columns: slice = slice(None)) -> LlmInput:
@@ -264,17 +298,17 @@ def _next(read: LlmInput, agreed: Sequence[int], last: Sequence[int | None], tab
 
 
 def _alone(
-    model: AvsrModel, last: LlmInput, scales: Sequence[Scale], row: int, cache: RowsCache, written: Sequence[int]
+    model: AvsrModel, last: LlmInput, scale: Scale, seat: int, cache: RowsCache, written: Sequence[int]
 ) -> Tensor:
     """(V,) logits after what a row has written, computed from nothing but the row itself.
 
     Args:
-        last: the last column of each prompt.
-        cache: has the columns before them.
+        last: the last column of its prompt.
+        cache: has the columns before it, in a row of its own.
     """
-    table_VE, num_read = model.embedding_VE, int(last.positions_BS[row])
+    table_VE, num_read = model.embedding_VE, int(last.positions_BS)
     text_KE = torch.nn.functional.embedding(torch.tensor(written, dtype=torch.int64, device=table_VE.device), table_VE)
     positions_1S = torch.arange(num_read, num_read + 1 + len(written), device=table_VE.device)[None]
-    rest = LlmInput(torch.cat((last.embeds_BSE[row], text_KE))[None], torch.ones_like(positions_1S), positions_1S)
-    with model.select([scales[row]]):
-        return model.last_logits(rest, cache.row(row, num_read), 1)[0, -1]
+    rest = LlmInput(torch.cat((last.embeds_BSE[0], text_KE))[None], torch.ones_like(positions_1S), positions_1S)
+    with model.select([scale]):
+        return model.last_logits(rest, cache.row(seat, num_read), 1)[0, -1]

@@ -30,7 +30,7 @@ _MIN_SHARE_SEEN = 0.2  # of the frames; fewer are a mistake of the detector, or 
 _FRAMES_PER_SIGHTING = 5  # a lost face is looked for on every fifth frame
 SILENT = "the sound is silent"
 NO_SPEECH = "nobody is heard to speak"
-BATCH = 24  # parts; the memory for activations does not grow with the length of a file
+BATCH = 48  # parts; the memory for activations does not grow with the length of a file
 
 
 @dataclass(frozen=True)

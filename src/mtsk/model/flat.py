@@ -83,7 +83,7 @@ class FlatDecoder:
         self._act: Callable[[Tensor], Tensor] = decoder.layers[0].mlp.act_fn
         join = partial(_join, is_shared=adapters.is_shared, make=make)
         # Biases make large scores (Qwen2).
-        has_biases = decoder.layers[0].self_attn.k_proj.bias is not None
+        has_biases = any("k_proj" in name and name.endswith("bias") for name, _ in decoder.named_parameters())
         self._attention = functional.scaled_dot_product_attention if has_biases else attention
         self._layers = [
             _Layer(
