@@ -113,7 +113,7 @@ def english_2() -> TrainConfig:
         first,
         model=replace(first.model, scales=tuple(Scale(audio=rate) for rate in (4, 8, 12, 16)), video=None),
         spelling=replace(first.spelling, optim=replace(spelling, num_steps=2400), features=changes),
-        joint=replace(first.joint, optim=replace(joint, num_steps=1500, warmup_share=0.05), features=changes),
+        joint=replace(first.joint, optim=replace(joint, num_steps=1250, warmup_share=0.05), features=changes),
         warm_start=None,
         reading=None,
         lips_from=None,

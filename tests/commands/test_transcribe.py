@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import mtsk
 from mtsk.inference.engine import Engine
 from mtsk.inference.recording import Written
 from mtsk.inference.subtitles import SubtitleOptions
@@ -250,6 +251,27 @@ def test_words_are_in_json_when_asked_for(
     assert json.loads((tmp_path / "good.wav.json").read_text(encoding="utf-8")) == timed
     highlighted = transcribe(sound, "-f", "srt", "--highlight-words")
     assert "00:00:00,000 --> 00:00:00,500\n<u>bin</u> blue\n" in highlighted.out
+
+
+@pytest.mark.parametrize(("confidences", "is_told"), [((0.0, 0.004), True), ((0.0, 0.3), False), ((None,), False)])
+def test_the_default_model_says_when_it_is_the_wrong_one(
+    run: Run,
+    checkpoint: Path,
+    engine: Engine,
+    sound: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    confidences: tuple[float | None, ...],
+    is_told: bool,
+) -> None:
+    segments = tuple(Segment(0.0, 1.0, "bin blue", Scale(4), 12, confidence=each) for each in confidences)
+    transcripts = [Transcript("bin blue", Scale(4), 12, 1.0, {"encode": 0.0, "decode": 0.0}, segments=segments)]
+    monkeypatch.setattr(Engine, "open", lambda *_, **__: Finished(transcripts))
+    assert not run("transcribe", sound, "--model", checkpoint).err, "another model may know anything"
+    monkeypatch.setattr(mtsk, "load", lambda *_, **__: engine)
+    result = run("transcribe", sound)
+    assert result.code == 0
+    assert result.err.startswith(f"mtsk: warning: {sound}: the text does not fit what is heard") == is_told
+    assert ("--model english" in result.err) == is_told
 
 
 def test_a_file_that_fails_in_the_middle(

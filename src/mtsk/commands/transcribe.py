@@ -22,6 +22,11 @@ from mtsk.media.files import MEDIA_SUFFIXES, expand
 from mtsk.scale import Scale
 from mtsk.types import Transcript
 
+_HARDLY = 0.02  # confidence; of free speech that the default model reads it is below 0.005, of GRID's seldom below 0.3
+_NOT_GRID = (
+    f"the text does not fit what is heard: the default model, {mtsk.DEFAULT_MODEL}, knows GRID's commands alone; for "
+    "free English add --model english --beams 4"
+)
 _WORDS = ("all", "best")  # instead of a scale
 
 
@@ -78,7 +83,10 @@ def run(
         target = sys.stdout if output_dir is None else output_dir / names[source]
         wanted = chosen if output_dir is None else chosen or ("txt",)
         outputs = Outputs(target, str(source), wanted, opened.names, subtitles, words=word_timestamps)
-        return _read(source, opened, outputs, prints_text=bool(chosen) and output_dir is None)
+        transcripts = _read(source, opened, outputs, prints_text=bool(chosen) and output_dir is None)
+        if model == mtsk.DEFAULT_MODEL and _fits_nowhere(transcripts):
+            print(f"mtsk: warning: {source}: {_NOT_GRID}", file=sys.stderr)
+        return transcripts
 
     return _read_all(sources, transcribe, prints_table=output_dir is not None or not chosen)
 
@@ -118,6 +126,12 @@ def _read(source: Path, run: Run, outputs: Outputs, *, prints_text: bool) -> lis
         transcripts = run.transcripts()
         outputs.close(transcripts)
     return [transcript for transcript in transcripts if transcript is not None]
+
+
+def _fits_nowhere(transcripts: Sequence[Transcript]) -> bool:
+    """Whether the character heads find no text in any segment likely, at any scale."""
+    confidences = [segment.confidence for transcript in transcripts for segment in transcript.segments]
+    return bool(confidences) and all(each is not None and each < _HARDLY for each in confidences)
 
 
 def _warn_without_words(engine: Engine, model: str) -> None:
