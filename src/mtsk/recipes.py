@@ -104,7 +104,7 @@ def english() -> TrainConfig:
 
 
 def english_2() -> TrainConfig:
-    """`english` gone on with by `--start-from`, without lips: masked features, mixed voices. The model `english`."""
+    """`english` gone on with by `--start-from`, without lips: masked features and mixed voices."""
     first = english()
     assert first.spelling is not None
     changes = FeatureChangesConfig(mask_s=0.25, voice_prob=0.5)

@@ -11,7 +11,7 @@ make its scores large. `exactness` measures it.
 An LLM that has more to it is read by its own code: see `FlatDecoder.fits`.
 
 Letters: B rows, S new columns, T places in the cache, E width, H query heads, K heads of keys, D channels of a head,
-O outputs of a projection, I inputs, N real columns, at least two.
+O outputs of a projection, I inputs, N real columns.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class FlatDecoder:
         config = llm.config
         self._dtype: torch.dtype = dtype or llm.dtype
         self._attention_dtype: torch.dtype = llm.dtype
+        # A product of a single row may be summed in another order; sums of integers are exact.
+        self._least_rows = 2 if make is plain else 1
         self._num_heads: int = config.num_attention_heads
         self._num_key_heads: int = config.num_key_value_heads
         decoder = llm.get_decoder()
@@ -141,8 +143,9 @@ class FlatDecoder:
         return _unpacked(self._norm(hidden), real_N, shape_BS)
 
     def read_head(self, hidden_NE: Tensor) -> Tensor:
-        """(N, V) logits, as `head`, from two rows at least."""
-        return self.head(hidden_NE.expand(2, -1))[:1] if len(hidden_NE) == 1 else self.head(hidden_NE)
+        """(N, V) logits, as `head`."""
+        is_doubled = len(hidden_NE) == 1 and self._least_rows == 2
+        return self.head(hidden_NE.expand(2, -1))[:1] if is_doubled else self.head(hidden_NE)
 
     def _mask(self, visible_BST: Tensor) -> Tensor:
         """(B, 1, folds * S, T), for queries of all heads that share keys."""
@@ -155,7 +158,7 @@ class FlatDecoder:
         if not self._is_rowless:
             return None
         real_N = inputs.mask_BS.flatten().nonzero()[:, 0]
-        if len(real_N) == 1:
+        if len(real_N) == 1 and self._least_rows == 2:
             return real_N.repeat(2)
         return None if len(real_N) == inputs.mask_BS.numel() else real_N
 
