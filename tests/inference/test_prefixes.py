@@ -86,3 +86,12 @@ def test_nothing_to_spell_changes_nothing() -> None:
     assert same.logprob == 0.0
     assert impossible.logprob == -math.inf, "the head does not know the sign"
     assert same.whole_logprob == pytest.approx(float(_log_probs(4, 4)[:, 0].sum()), rel=1e-6)
+
+
+def test_what_can_be_of_no_use_is_given_up() -> None:
+    scorer = PrefixScorer(_log_probs(9, 5), ALPHABET, TOKENS.__getitem__)
+    one, two = (each.logprob for each in scorer.extend([scorer.start()] * 2, [1, 5]))
+    for least, expected in ((two - 1e-9, two), ((one + two) / 2, two), (one + 1e-9, -math.inf)):
+        [prefix, other] = scorer.extend([scorer.start()] * 2, [5, 1], [least, -math.inf])
+        assert prefix.logprob == pytest.approx(expected), "it is given up once a beginning of it is too unlikely"
+        assert other.logprob == pytest.approx(one)

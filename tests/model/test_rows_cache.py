@@ -56,12 +56,25 @@ def test_columns_come_to_their_places_and_may_be_written_over() -> None:
     assert torch.equal(keys[0, :, :6], torch.cat((first[0], second[0]), dim=1))
     assert torch.equal(keys[1, :, :4], torch.cat((first[1, :, :2], second[1]), dim=1))
     assert cache.places.visible()[:, :, :7].long().sum(dim=2).tolist() == [[5, 6], [3, 4]]
-    cache.batch_select_indices(torch.tensor([1, 1, 0]))
-    keys = _update(cache, [[4], [PLACES + 1], [6]], torch.ones(3, 3, 1, 5))
-    assert keys.shape == (3, 3, 2 * PLACES, 5)
-    assert torch.equal(keys[1, :, 2:4], second[1])
-    assert torch.equal(keys[2, :, :4], first[0])
-    assert [int(row[0, :, 0].eq(1).nonzero()[0]) for row in keys] == [4, PLACES + 1, 6]
+
+
+def test_rows_go_on_from_others() -> None:
+    cache, draws = RowsCache(), torch.Generator().manual_seed(0)
+    read = torch.randn(3, 2, 6, 5, generator=draws)
+    _update(cache, [list(range(6))] * 3, read)
+    cache.follow([0, 1, 1, 0], [0, 0, 0, 4], 6)  # the last two are new
+    keys = _update(cache, [[6]] * 4, torch.ones(4, 2, 1, 5))
+    assert torch.equal(keys[:3, :, :6], read[[0, 1, 1]])
+    assert torch.equal(keys[3, :, 4:6], read[0, :, 4:])
+    assert not keys[3, :, :4].any(), "nothing is copied that is said to be there already"
+    cache.follow([2, 1], [2, 0], 7)
+    keys = _update(cache, [[7], [PLACES + 1]], torch.ones(2, 2, 1, 5))
+    assert keys.shape == (2, 2, 2 * PLACES, 5)
+    assert torch.equal(keys[0, :, :2], read[0, :, :2])
+    assert torch.equal(keys[0, :, 2:6], read[1, :, 2:])
+    assert torch.equal(keys[1, :, :6], read[1])
+    with pytest.raises(AssertionError):
+        cache.follow([1, 0], [0, 0], 7)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ Letters: B rows, H open texts of all rows together, S sequence, V vocabulary.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from mtsk.model.fusion import LlmInput
 from mtsk.model.rows_cache import RowsCache
 from mtsk.scale import Scale
 
-_CANDIDATES = 3  # times the beam's width: tokens that are looked at after each text where two readers decide
+_CANDIDATES = 8  # times the beam's width: tokens that are looked at after each text where two readers decide
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _search(
 ) -> None:  # fmt: skip
     """Follows texts, one of each row as yet, to their ends, which go to `found`."""
     rows = [text.row for text in opened]
+    num_heard = dict(zip(rows, prompts.mask_BS[rows].sum(dim=1).tolist(), strict=True))
     prompts = LlmInput(*(part[rows] for part in vars(prompts).values()))
     cache: Cache = model.new_cache(_most_columns(prompts, max_new_tokens))
     if isinstance(cache, RowsCache):
@@ -151,9 +153,18 @@ def _search(
         with model.select([scales[text.row] for text in opened]):
             logits_HV = model.next_logits(inputs, cache)
         logprobs_HV = logits_HV.float().log_softmax(dim=-1)
-        opened, parents = _extend(opened, logprobs_HV, scorers, found, max_new_tokens, model, beams)
-        if opened:
-            inputs = _follow(inputs, cache, parents, [text.tokens[-1] for text in opened], model.embedding_VE)
+        before = opened
+        opened, parents = _extend(before, logprobs_HV, scorers, found, max_new_tokens, model, beams)
+        if not opened:
+            break
+        if isinstance(cache, RowsCache):
+            opened, parents = _in_place(opened, parents)
+            was_row = [text.row for text in before] + [-1] * len(opened)
+            since = [num_heard[text.row] if text.row == was_row[i] else 0 for i, text in enumerate(opened)]
+            cache.follow(parents, since, int(inputs.positions_BS.max()) + 1)
+        elif parents != list(range(len(before))):
+            cache.batch_select_indices(torch.tensor(parents, device=model.device))
+        inputs = _next_column(inputs, parents, [text.tokens[-1] for text in opened], model.embedding_VE)
 
 
 def _extend(
@@ -224,12 +235,25 @@ def _followers(
     """What may come next in a row, scored by both readers."""
     if scorer is None:
         return [_Follower(place, token, logprob, logprob, None) for place, token, logprob in likely]
-    before = [opened[place].read or scorer.start() for place, _, _ in likely]
-    read = scorer.extend(before, [token for _, token, _ in likely])
-    followers = []
-    for (place, token, logprob), parent, prefix in zip(likely, before, read, strict=True):
-        heard = parent.whole_logprob if token in ends else prefix.logprob
-        followers.append(_Follower(place, token, logprob, logprob + beams.character_weight * heard, prefix))
+    weight = beams.character_weight
+
+    def heard(some: Sequence[tuple[int, int, float]], least_total: float = -math.inf) -> list[_Follower]:
+        before = [opened[place].read or scorer.start() for place, _, _ in some]
+        least = [(least_total - logprob) / weight for _, _, logprob in some]
+        read = scorer.extend(before, [token for _, token, _ in some], least)
+        found = []
+        for (place, token, logprob), old, new in zip(some, before, read, strict=True):
+            total = logprob + weight * (old.whole_logprob if token in ends else new.logprob)
+            found.append(_Follower(place, token, logprob, total, new))
+        return found
+
+    # The LLM's favourites and what is drafted first: after a character or two most others are worse for good.
+    likely = sorted(likely, key=lambda each: each[2], reverse=True)
+    is_drafted = [opened[place].drafts(token) for place, token, _ in likely]
+    is_first = [number < beams.width or drafted for number, drafted in enumerate(is_drafted)]
+    followers = heard(list(itertools.compress(likely, is_first)))
+    least_total = heapq.nlargest(beams.width, (each.total for each in followers))[-1]
+    followers += heard([each for each, first in zip(likely, is_first, strict=True) if not first], least_total)
     heard_at_all = [each for each in followers if each.total > -math.inf]
     return heard_at_all or [replace(each, total=each.logprob) for each in followers]
 
@@ -252,13 +276,21 @@ def _most_columns(inputs: LlmInput, limits: Sequence[int]) -> int:
     return inputs.mask_BS.shape[1] + max(limits, default=0)
 
 
-def _follow(
-    inputs: LlmInput, cache: Cache, parents: Sequence[int], tokens: Sequence[int], table_VE: Tensor
-) -> LlmInput:
-    """The next column: each text goes on from what its parent has read."""
-    index_H = torch.tensor(parents, device=table_VE.device)
-    if list(parents) != list(range(len(inputs.mask_BS))):
-        cache.batch_select_indices(index_H)
+def _in_place(opened: Sequence[_Open], parents: Sequence[int]) -> tuple[list[_Open], list[int]]:
+    """The same texts in another order: one of each parent's stands where the parent stood, if there is such a place."""
+    places: list[int | None] = [None] * len(parents)
+    others = []
+    for index, parent in enumerate(parents):
+        if parent < len(places) and places[parent] is None:
+            places[parent] = index
+        else:
+            others.append(index)
+    order = [others.pop() if index is None else index for index in places]
+    return [opened[index] for index in order], [parents[index] for index in order]
+
+
+def _next_column(inputs: LlmInput, parents: Sequence[int], tokens: Sequence[int], table_VE: Tensor) -> LlmInput:
+    """The next column of texts that go on from these parents."""
     token_H1 = torch.tensor(tokens, device=table_VE.device)[:, None]
-    positions_H1 = inputs.positions_BS[index_H, -1:] + 1
+    positions_H1 = inputs.positions_BS[list(parents), -1:] + 1
     return LlmInput(torch.nn.functional.embedding(token_H1, table_VE), torch.ones_like(token_H1), positions_H1)

@@ -51,15 +51,25 @@ class PrefixScorer:
         blanks_T = torch.cat((torch.zeros(1, dtype=torch.float64), self._sums_CS[BLANK]))
         return Prefix(torch.stack((torch.full_like(blanks_T, -math.inf), blanks_T)), BLANK, False, 0.0)
 
-    def extend(self, prefixes: Sequence[Prefix], tokens: Sequence[int]) -> list[Prefix]:
+    def extend(
+        self, prefixes: Sequence[Prefix], tokens: Sequence[int], least: Sequence[float] | None = None
+    ) -> list[Prefix]:
         """Each prefix with one more token.
 
         A character that the head does not know is impossible to it. If it cost nothing, a search that has lost its
         place would go on with signs and foreign letters for ever (measured: 2 or 3 texts of 50 ended so).
+
+        Args:
+            least: of each, the log-probability below which it is of no use. It only falls with each character: what
+                gets there is left as it is, with a log-probability of -inf.
         """
         longer = list(prefixes)
         spelled = [list(self._spell(token)) for token in tokens]
         while any(spelled):
+            for index, rest in enumerate(spelled if least is not None else ()):
+                if rest and least is not None and longer[index].logprob < least[index]:
+                    rest.clear()
+                    longer[index] = replace(longer[index], logprob=-math.inf)
             classes = [self._next_class(longer, index, rest) for index, rest in enumerate(spelled)]
             places = [index for index, number in enumerate(classes) if number is not None]
             if places:

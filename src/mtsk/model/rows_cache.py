@@ -7,6 +7,7 @@ head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,6 +104,30 @@ class RowsCache(Cache):
         layer = self.layers[number]
         assert isinstance(layer, RowsLayer)
         return layer
+
+    def follow(self, parents: Sequence[int], since: Sequence[int], until: int) -> None:
+        """From now on there are `len(parents)` rows: row i goes on from what was row `parents[i]`.
+
+        Args:
+            parents: a number that is a row still has itself as its parent, or is nobody's: no row is written over
+                before it is taken.
+            since: of each row, from which place on it is taken from its parent; before it both have the same.
+            until: the first place that no row has.
+        """
+        assert all(parents[parent] == parent for parent in parents if parent < len(parents)), parents
+        moved = [(i, parent, since[i]) for i, parent in enumerate(parents) if i != parent]
+        for layer in map(self._layer, range(len(self.layers))):
+            if not layer.is_initialized:  # reads with the keys of another
+                continue
+            for name in ("keys", "values"):
+                held = getattr(layer, name)
+                if len(held) < len(parents):
+                    wide = held.new_zeros(len(parents), *held.shape[1:])
+                    wide[: len(held)] = held
+                    held = wide
+                for row, parent, first in moved:
+                    held[row, :, first:until] = held[parent, :, first:until]
+                setattr(layer, name, held[: len(parents)])
 
     def row(self, row: int, num_places: int) -> RowsCache:
         """A copy of the first places of a row, as the cache of that row alone."""
