@@ -9,9 +9,12 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 _ENVIRONMENT = "MTSK_"
+_NO_ELASTIC = "refuse new requests once the queue is full, and never read them coarser as it grows."
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -29,7 +32,7 @@ class Settings:
     """0 takes a free one."""
     default: str = ""
     """what the model `mtsk` stands for: auto, best or a scale; default: auto if the model was calibrated, else best."""
-    elastic: bool = True
+    elastic: Annotated[bool, arg(help=_NO_ELASTIC, help_behavior_hint="")] = True
     """read new requests coarser when the queue grows; without, they are refused once it is full."""
     target_wait_s: float = 1.0
     """predicted wait from which on new requests are read coarser."""
