@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,69 @@ def test_with_a_second_reader_the_best_of_all_texts_is_that_of_both(monkeypatch:
     assert [text.score for text in found] == pytest.approx([score for _, score in expected], abs=1e-4)
     alone = dict(texts)
     assert [text.logprob for text in found] == pytest.approx([alone[text.tokens] for text in found], abs=1e-4)
+
+
+def _without_giving_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    extend = PrefixScorer.extend
+    monkeypatch.setattr(PrefixScorer, "extend", lambda self, prefixes, tokens, _: extend(self, prefixes, tokens))
+
+
+def test_giving_up_on_what_cannot_win_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of one character to three a token, some that end and some that the head can not read, several rows."""
+    model, alphabet = tiny_model("mss"), Alphabet(" abcd")
+    spelled = ["".join(text) for n in (1, 2, 3) for text in itertools.product(" abc", repeat=n)]
+    draws = torch.Generator().manual_seed(5)
+
+    def spell(token: int) -> str:
+        return (
+            "" if token in model.prompts.vocabulary.ends else "?" if token % 7 == 0 else spelled[token % len(spelled)]
+        )
+
+    reads = [torch.randn(9 + row, alphabet.num_classes, generator=draws).mul(3).log_softmax(-1) for row in range(3)]
+    scorers = [PrefixScorer(read_SC, alphabet, spell) for read_SC in reads]
+    inputs = model.embed(model.encode(tiny_batch(), SCALES), SCALES, [[]] * 3)
+    drafts = [[40, 70, model.prompts.vocabulary.eos], [], [100]]
+    num_given_up = 0
+    extend = PrefixScorer.extend
+
+    def counted(self: PrefixScorer, prefixes: Any, tokens: Any, least: Any = None) -> Any:
+        nonlocal num_given_up
+        read, all_read = extend(self, prefixes, tokens, least), extend(self, prefixes, tokens)
+        num_given_up += sum(a.logprob != b.logprob for a, b in zip(read, all_read, strict=True))
+        return read
+
+    for width in (1, 2, 4):
+        beams = Beams(width, width, 0.0, 0.7)
+        with monkeypatch.context() as patch:
+            patch.setattr(PrefixScorer, "extend", counted)
+            found = beam_search(model, inputs, SCALES, [6, 5, 4], beams, scorers, drafts)
+        with monkeypatch.context() as patch:
+            _without_giving_up(patch)
+            assert found == beam_search(model, inputs, SCALES, [6, 5, 4], beams, scorers, drafts)
+    assert num_given_up > 100
+
+
+def test_after_what_the_head_can_not_read_every_token_is_weighed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny_model("mss"), row_of(tiny_batch(), 0)
+    end, alphabet = model.prompts.vocabulary.eos, Alphabet(" ab")
+    inputs = model.embed(model.encode(batch, SCALES[:1]), SCALES[:1], [[]])
+    num_heard = int(inputs.mask_BS.sum())
+
+    def next_logits(next_: LlmInput, cache: object) -> Tensor:
+        logits_V = torch.full((model.prompts.vocabulary.size,), -torch.inf)
+        step = int(next_.positions_BS.max()) + 1 - num_heard
+        many = {0: {40: 0.0}, 1: {70: 1.0, 71: 0.9, 100: 0.5}}.get(step, {end: 0.0})
+        for token, logit in many.items():
+            logits_V[token] = logit
+        return logits_V.expand(len(next_.mask_BS), -1)
+
+    monkeypatch.setattr(model, "next_logits", next_logits)
+    read_SC = torch.full((4, alphabet.num_classes), -9.0)
+    read_SC[0, 3] = read_SC[1, 0] = read_SC[2, 0] = read_SC[3, 0] = 0.0  # a clear b
+    spell = {40: "?", 70: "a", 71: "a", 100: "b", end: ""}.__getitem__
+    scorer = PrefixScorer(read_SC.log_softmax(dim=-1), alphabet, spell)
+    [[best]] = beam_search(model, inputs, SCALES[:1], [5], Beams(1, 1, 0.0, 1.0), [scorer])
+    assert best.tokens == (40, 100)
 
 
 def test_a_draft_is_looked_at_even_where_the_llm_expects_other_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,16 +153,16 @@ def _search(
         with model.select([scales[text.row] for text in opened]):
             logits_HV = model.next_logits(inputs, cache)
         logprobs_HV = logits_HV.float().log_softmax(dim=-1)
-        before = opened
-        opened, parents = _extend(before, logprobs_HV, scorers, found, max_new_tokens, model, beams)
+        rows_before = [text.row for text in opened]
+        opened, parents = _extend(opened, logprobs_HV, scorers, found, max_new_tokens, model, beams)
         if not opened:
             break
         if isinstance(cache, RowsCache):
-            opened, parents = _in_place(opened, parents)
-            was_row = [text.row for text in before] + [-1] * len(opened)
-            since = [num_heard[text.row] if text.row == was_row[i] else 0 for i, text in enumerate(opened)]
+            opened, parents, is_same = _seated(opened, parents, rows_before)
+            # Texts of a row have read the same prompt.
+            since = [num_heard[text.row] if same else 0 for text, same in zip(opened, is_same, strict=True)]
             cache.follow(parents, since, int(inputs.positions_BS.max()) + 1)
-        elif parents != list(range(len(before))):
+        elif parents != list(range(len(rows_before))):
             cache.batch_select_indices(torch.tensor(parents, device=model.device))
         inputs = _next_column(inputs, parents, [text.tokens[-1] for text in opened], model.embedding_VE)
 
@@ -241,18 +241,20 @@ def _followers(
         before = [opened[place].read or scorer.start() for place, _, _ in some]
         least = [(least_total - logprob) / weight for _, _, logprob in some]
         read = scorer.extend(before, [token for _, token, _ in some], least)
-        found = []
+        scored = []
         for (place, token, logprob), old, new in zip(some, before, read, strict=True):
             total = logprob + weight * (old.whole_logprob if token in ends else new.logprob)
-            found.append(_Follower(place, token, logprob, total, new))
-        return found
+            scored.append(_Follower(place, token, logprob, total, new))
+        return scored
 
     # The LLM's favourites and what is drafted first: after a character or two most others are worse for good.
     likely = sorted(likely, key=lambda each: each[2], reverse=True)
     is_drafted = [opened[place].drafts(token) for place, token, _ in likely]
-    is_first = [number < beams.width or drafted for number, drafted in enumerate(is_drafted)]
+    # Twice as many as are wanted, as some are impossible.
+    is_first = [number < 2 * beams.width or drafted for number, drafted in enumerate(is_drafted)]
     followers = heard(list(itertools.compress(likely, is_first)))
-    least_total = heapq.nlargest(beams.width, (each.total for each in followers))[-1]
+    best = heapq.nlargest(beams.width, (each.total for each in followers))
+    least_total = best[-1] if len(best) == beams.width else -math.inf
     followers += heard([each for each, first in zip(likely, is_first, strict=True) if not first], least_total)
     heard_at_all = [each for each in followers if each.total > -math.inf]
     return heard_at_all or [replace(each, total=each.logprob) for each in followers]
@@ -276,8 +278,18 @@ def _most_columns(inputs: LlmInput, limits: Sequence[int]) -> int:
     return inputs.mask_BS.shape[1] + max(limits, default=0)
 
 
-def _in_place(opened: Sequence[_Open], parents: Sequence[int]) -> tuple[list[_Open], list[int]]:
-    """The same texts in another order: one of each parent's stands where the parent stood, if there is such a place."""
+def _seated(
+    opened: Sequence[_Open], parents: Sequence[int], rows_before: Sequence[int]
+) -> tuple[list[_Open], list[int], list[bool]]:
+    """The same texts and parents in the order of their places in the cache, so that little of it has to move: one of
+    each parent's texts stands where the parent stood, the others where a text of the same row stood, if they can.
+
+    Args:
+        rows_before: whose texts stood in each place.
+
+    Returns:
+        Texts, parents, and whether in each place a text of the same row stood.
+    """
     places: list[int | None] = [None] * len(parents)
     others = []
     for index, parent in enumerate(parents):
@@ -285,8 +297,15 @@ def _in_place(opened: Sequence[_Open], parents: Sequence[int]) -> tuple[list[_Op
             places[parent] = index
         else:
             others.append(index)
-    order = [others.pop() if index is None else index for index in places]
-    return [opened[index] for index in order], [parents[index] for index in order]
+    free = [place for place, index in enumerate(places) if index is None]
+    rows = [*rows_before, *[None] * len(places)]
+    for index in others:
+        place = next((place for place in free if rows[place] == opened[index].row), free[0])
+        free.remove(place)
+        places[place] = index
+    order = [index for index in places if index is not None]
+    is_same = [rows[place] == opened[index].row for place, index in enumerate(order)]
+    return [opened[index] for index in order], [parents[index] for index in order], is_same
 
 
 def _next_column(inputs: LlmInput, parents: Sequence[int], tokens: Sequence[int], table_VE: Tensor) -> LlmInput:

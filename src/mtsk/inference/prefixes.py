@@ -61,13 +61,14 @@ class PrefixScorer:
 
         Args:
             least: of each, the log-probability below which it is of no use. It only falls with each character: what
-                gets there is left as it is, with a log-probability of -inf.
+                gets there is left as it is, with a log-probability of -inf. A prefix that is impossible already, as
+                it has a character that the head does not know, is none of those: its next one is possible again.
         """
         longer = list(prefixes)
         spelled = [list(self._spell(token)) for token in tokens]
         while any(spelled):
             for index, rest in enumerate(spelled if least is not None else ()):
-                if rest and least is not None and longer[index].logprob < least[index]:
+                if rest and least is not None and -math.inf < longer[index].logprob < least[index]:
                     rest.clear()
                     longer[index] = replace(longer[index], logprob=-math.inf)
             classes = [self._next_class(longer, index, rest) for index, rest in enumerate(spelled)]

@@ -111,7 +111,8 @@ class RowsCache(Cache):
         Args:
             parents: a number that is a row still has itself as its parent, or is nobody's: no row is written over
                 before it is taken.
-            since: of each row, from which place on it is taken from its parent; before it both have the same.
+            since: of each row, from which place on it is taken from its parent; the caller knows that before it both
+                have the same.
             until: the first place that no row has.
         """
         assert all(parents[parent] == parent for parent in parents if parent < len(parents)), parents
