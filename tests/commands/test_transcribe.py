@@ -253,17 +253,31 @@ def test_words_are_in_json_when_asked_for(
     assert "00:00:00,000 --> 00:00:00,500\n<u>bin</u> blue\n" in highlighted.out
 
 
-@pytest.mark.parametrize(("confidences", "is_told"), [((0.0, 0.004), True), ((0.0, 0.3), False), ((None,), False)])
+@pytest.mark.parametrize(
+    ("read", "is_told"),
+    [
+        ([("a4", 0.0, 1.0), ("a4", 0.004, 2.0)], True),
+        ([("a4", 0.0, 1.0), ("a4", 0.3, 2.0)], False),
+        ([("a4", 0.0, 9.0), ("a4", 0.3, 2.0)], True),
+        ([("v2", 0.0, 9.0)], False),
+        ([("a4v2", 0.0, 2.0), ("v2", 0.3, 9.0)], True),
+        ([("a4", None, 1.0)], False),
+        ([], False),
+    ],
+)
 def test_the_default_model_says_when_it_is_the_wrong_one(
     run: Run,
     checkpoint: Path,
     engine: Engine,
     sound: Path,
     monkeypatch: pytest.MonkeyPatch,
-    confidences: tuple[float | None, ...],
+    read: list[tuple[str, float | None, float]],
     is_told: bool,
 ) -> None:
-    segments = tuple(Segment(0.0, 1.0, "bin blue", Scale(4), 12, confidence=each) for each in confidences)
+    segments = tuple(
+        Segment(0.0, end_s, "bin blue", Scale.parse(scale), 12, confidence=confidence)
+        for scale, confidence, end_s in read
+    )
     transcripts = [Transcript("bin blue", Scale(4), 12, 1.0, {"encode": 0.0, "decode": 0.0}, segments=segments)]
     monkeypatch.setattr(Engine, "open", lambda *_, **__: Finished(transcripts))
     assert not run("transcribe", sound, "--model", checkpoint).err, "another model may know anything"

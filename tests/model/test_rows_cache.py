@@ -58,6 +58,16 @@ def test_columns_come_to_their_places_and_may_be_written_over() -> None:
     assert cache.places.visible()[:, :, :7].long().sum(dim=2).tolist() == [[5, 6], [3, 4]]
 
 
+def test_nothing_is_left_of_a_row_in_whose_place_another_is_put() -> None:
+    cache, other = RowsCache(), RowsCache()
+    _update(cache, [[0, 1, 2]] * 2, torch.full((2, 3, 3, 5), torch.inf))
+    _update(other, [[0, 1]], torch.ones(1, 3, 2, 5))
+    cache.put(1, 2, other, num_places=2)
+    keys = _update(cache, [[3], [2]], torch.ones(2, 3, 1, 5))
+    assert keys[0].isinf().sum() == 3 * 3 * 5
+    assert keys[1].sum() == 3 * 3 * 5, "its own two columns and the new one"
+
+
 def test_rows_go_on_from_others() -> None:
     cache, draws = RowsCache(), torch.Generator().manual_seed(0)
     read = torch.randn(3, 2, 6, 5, generator=draws)

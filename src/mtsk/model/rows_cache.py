@@ -146,5 +146,6 @@ class RowsCache(Cache):
                 new, held = getattr(its, name)[its_row, :, :num_places], getattr(layer, name)
                 held = new.new_zeros(num_rows, *new.shape) if held is None else _with_room(held, held, new.shape[1])
                 held[row, :, : new.shape[1]] = new
+                held[row, :, new.shape[1] :] = 0.0  # what is not seen still enters a sum, and may not be a number
                 setattr(layer, name, held)
             layer.is_initialized = True
