@@ -66,9 +66,10 @@ class PrefixScorer:
         """
         longer = list(prefixes)
         spelled = [list(self._spell(token)) for token in tokens]
+        least = least or [-math.inf] * len(longer)
         while any(spelled):
-            for index, rest in enumerate(spelled if least is not None else ()):
-                if rest and least is not None and -math.inf < longer[index].logprob < least[index]:
+            for index, rest in enumerate(spelled):
+                if rest and -math.inf < longer[index].logprob < least[index]:
                     rest.clear()
                     longer[index] = replace(longer[index], logprob=-math.inf)
             classes = [self._next_class(longer, index, rest) for index, rest in enumerate(spelled)]
